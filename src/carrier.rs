@@ -1,0 +1,390 @@
+//! Drives an exchange over one QUIC connection: a unidirectional stream a message, a control stream for the rest.
+//!
+//! The same code serves a link between two nodes, a node's side of a QUIC client, and the client's own. They differ
+//! in how things are written ([`Codec`]) and in where messages go ([`Handler`]).
+//!
+//! All of it runs in the caller's task, as futures joined together: when the returned future is dropped, nothing goes
+//! on.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::time::{interval, sleep_until};
+
+use crate::delivery::{Control, Violation};
+use crate::exchange::{Exchange, Incoming, Settled};
+use crate::message::Message;
+
+/// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are
+/// copied for it.
+const BATCH_MESSAGES: usize = 64;
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Bodies up to this size are copied behind their header; larger ones are handed over as they are.
+const COPY_BODY: usize = 4096;
+
+/// How much of the control stream is read at once.
+const CONTROL_READ: usize = 16 * 1024;
+
+/// Why a connection was closed: the application error codes on the wire.
+pub(crate) mod close {
+    use quinn::VarInt;
+
+    /// Nothing is wrong: one side is done.
+    pub(crate) const DONE: VarInt = VarInt::from_u32(0);
+    /// The other side broke the protocol.
+    pub(crate) const PROTOCOL: VarInt = VarInt::from_u32(1);
+    /// Another connection serves this pair of nodes.
+    pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(2);
+    /// The other side speaks no version that this one does.
+    pub(crate) const VERSION: VarInt = VarInt::from_u32(3);
+    /// Nothing was heard for too long.
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(4);
+    /// There are as many connections as there may be.
+    pub(crate) const BUSY: VarInt = VarInt::from_u32(5);
+    /// The certificate does not say what it must.
+    pub(crate) const IDENTITY: VarInt = VarInt::from_u32(6);
+}
+
+/// What travels on a control stream.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    /// A frame of the delivery machine.
+    Control(Control),
+    /// Asks for a `Pong` with the same number.
+    Ping(u64),
+    /// Answers a `Ping`.
+    Pong(u64),
+    /// The other side will say nothing more and waits for the connection to be closed.
+    Goodbye,
+}
+
+/// A message read from a stream.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) number: u64,
+    pub(crate) after: u64,
+    pub(crate) message: Incoming,
+}
+
+/// What the other side wrote can't be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(pub(crate) String);
+
+impl Malformed {
+    pub(crate) fn new(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// How messages and frames are written on one kind of connection.
+pub(crate) trait Codec: Sync {
+    /// Appends what comes before the body on a message's stream.
+    fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut);
+
+    /// Reads a message's stream. When it is not `whole`, it went over the limit and this is its beginning.
+    fn read_message(&self, stream: Bytes, whole: bool) -> Result<Arrived, Malformed>;
+
+    /// Appends a frame, if this kind of connection has it.
+    fn write_frame(&self, frame: &Frame, out: &mut BytesMut);
+
+    /// Takes a frame off the front; `None` while it is not all there.
+    fn read_frame(&self, buffer: &mut BytesMut) -> Result<Option<Frame>, Malformed>;
+}
+
+/// Where messages and their ends go.
+pub(crate) trait Handler<T>: Sync {
+    /// Passes on messages that were taken, in this order. While it waits, nothing more is read from the connection.
+    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) -> impl Future<Output = ()> + Send;
+
+    /// Messages that were submitted have ended.
+    fn settled(&self, settled: Settled<T>);
+
+    /// The other side has said goodbye; it will take what was sent, and wants the connection closed.
+    fn goodbye(&self) {}
+}
+
+/// How the carrier watches over the other side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Liveness {
+    /// How often to ping.
+    pub(crate) ping: Duration,
+    /// How long a silence may last before the connection is given up.
+    pub(crate) silence: Duration,
+}
+
+/// Why a carrier ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// The connection is gone.
+    #[error("{0}")]
+    Lost(#[from] ConnectionError),
+    /// The other side broke the rules of the exchange.
+    #[error("the other side broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// The other side wrote what can't be understood.
+    #[error("the other side broke the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    /// The other side closed or reset a stream that lasts as long as the connection.
+    #[error("the control stream ended")]
+    NoControl,
+    /// Nothing was heard for too long.
+    #[error("nothing was heard for {0:?}")]
+    Silent(Duration),
+}
+
+impl Ended {
+    /// The code and the reason to close the connection with.
+    fn close_code(&self) -> VarInt {
+        match self {
+            Self::Lost(_) => close::DONE,
+            Self::Violation(_) | Self::Malformed(_) | Self::NoControl => close::PROTOCOL,
+            Self::Silent(_) => close::SILENT,
+        }
+    }
+}
+
+impl From<WriteError> for Ended {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::ConnectionLost(error) => Self::Lost(error),
+            WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::NoControl,
+        }
+    }
+}
+
+impl From<ReadError> for Ended {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::ConnectionLost(error) => Self::Lost(error),
+            ReadError::Reset(_)
+            | ReadError::ClosedStream
+            | ReadError::IllegalOrderedRead
+            | ReadError::ZeroRttRejected => Self::NoControl,
+        }
+    }
+}
+
+/// The control stream, once the two sides have greeted each other.
+#[derive(Debug)]
+pub(crate) struct ControlStream {
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+    /// What was read beyond the greeting.
+    pub(crate) buffer: BytesMut,
+}
+
+/// One exchange on one connection.
+pub(crate) struct Carrier<'a, T, C, H> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) exchange: &'a Exchange<T>,
+    pub(crate) codec: &'a C,
+    pub(crate) handler: &'a H,
+    /// The most bytes of a message's stream.
+    pub(crate) max_stream: usize,
+    /// `None`: QUIC's own idle timeout is enough.
+    pub(crate) liveness: Option<Liveness>,
+    /// When the other side was last heard of.
+    pub(crate) heard: &'a Heard,
+}
+
+/// When the other side was last heard of, readable while the carrier runs.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    at: Mutex<Instant>,
+}
+
+impl Heard {
+    pub(crate) fn now() -> Self {
+        Self {
+            at: Mutex::new(Instant::now()),
+        }
+    }
+
+    pub(crate) fn at(&self) -> Instant {
+        *self.at.lock()
+    }
+
+    fn touch(&self) {
+        *self.at.lock() = Instant::now();
+    }
+}
+
+impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
+    /// Carries until the connection ends, and closes it if it was this side that found a reason to. What was under way
+    /// stays in the exchange.
+    pub(crate) async fn run(&self, control: ControlStream) -> Ended {
+        let ControlStream { send, recv, buffer } = control;
+        // Pongs owed: read by one future, written by another of the same task.
+        let pong = Mutex::new(None);
+        let ended = tokio::select! {
+            ended = self.receive_messages() => ended,
+            ended = self.receive_control(recv, buffer, &pong) => ended,
+            ended = self.send_messages() => ended,
+            ended = self.send_control(send, &pong) => ended,
+            ended = self.watch() => ended,
+        };
+        let (Ok(ended) | Err(ended)) = ended;
+        self.connection.close(ended.close_code(), ended.to_string().as_bytes());
+        ended
+    }
+
+    async fn send_messages(&self) -> Result<Ended, Ended> {
+        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
+        let mut copied = BytesMut::new();
+        loop {
+            self.exchange.transmit_ready().await;
+            loop {
+                let mut bytes = 0;
+                self.exchange.transmit(|number, after, message| {
+                    self.codec.write_header(number, after, message, &mut copied);
+                    let large = (message.body.len() > COPY_BODY).then(|| message.body.clone());
+                    if large.is_none() {
+                        copied.extend_from_slice(&message.body);
+                    }
+                    bytes += copied.len();
+                    batch.push((copied.split().freeze(), large));
+                    batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES
+                });
+                if batch.is_empty() {
+                    break;
+                }
+                for (head, large) in batch.drain(..) {
+                    let mut stream = self.connection.open_uni().await?;
+                    stream.write_chunk(head).await?;
+                    if let Some(body) = large {
+                        stream.write_chunk(body).await?;
+                    }
+                    // Fails only for a stream that was finished or reset before.
+                    let _ = stream.finish();
+                }
+                // The connection's own task needs its turn to put them on the wire.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn receive_messages(&self) -> Result<Ended, Ended> {
+        let mut reads = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?)),
+                Some(arrived) = reads.next() => {
+                    let arrived: Arrived = arrived?;
+                    self.heard.touch();
+                    let next = self.exchange.message(arrived.number, arrived.after, arrived.message)?;
+                    if !next.taken.is_empty() {
+                        self.handler.taken(next.incarnation, next.taken).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_stream(&self, mut stream: RecvStream) -> Result<Arrived, Ended> {
+        let mut whole = Bytes::new();
+        let mut pieces = BytesMut::new();
+        while let Some(chunk) = stream.read_chunk(usize::MAX, true).await? {
+            if whole.is_empty() && pieces.is_empty() {
+                whole = chunk.bytes;
+            } else {
+                pieces.extend_from_slice(&std::mem::take(&mut whole));
+                pieces.extend_from_slice(&chunk.bytes);
+            }
+            if whole.len() + pieces.len() > self.max_stream {
+                // Fails only when the stream has ended by itself.
+                let _ = stream.stop(close::DONE);
+                pieces.extend_from_slice(&whole);
+                return Ok(self.codec.read_message(pieces.freeze(), false)?);
+            }
+        }
+        let stream = if pieces.is_empty() { whole } else { pieces.freeze() };
+        Ok(self.codec.read_message(stream, true)?)
+    }
+
+    async fn receive_control(
+        &self,
+        mut recv: RecvStream,
+        mut buffer: BytesMut,
+        pong: &Mutex<Option<u64>>,
+    ) -> Result<Ended, Ended> {
+        loop {
+            while let Some(frame) = self.codec.read_frame(&mut buffer)? {
+                self.heard.touch();
+                match frame {
+                    Frame::Control(control) => {
+                        let settled = self.exchange.control(control)?;
+                        if !settled.is_empty() {
+                            self.handler.settled(settled);
+                        }
+                    }
+                    Frame::Ping(number) => {
+                        *pong.lock() = Some(number);
+                        self.exchange.wake_control();
+                    }
+                    Frame::Pong(_) => {}
+                    Frame::Goodbye => self.handler.goodbye(),
+                }
+            }
+            match recv.read_chunk(CONTROL_READ, true).await? {
+                Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+                None => return Err(Ended::NoControl),
+            }
+            // The allocation of one long frame is not kept for the life of the connection.
+            if buffer.is_empty() && buffer.capacity() > 4 * CONTROL_READ {
+                buffer = BytesMut::new();
+            }
+        }
+    }
+
+    async fn send_control(&self, mut send: SendStream, pong: &Mutex<Option<u64>>) -> Result<Ended, Ended> {
+        let period = self.liveness.map_or(Duration::from_secs(1), |liveness| liveness.ping);
+        let mut tick = interval(period);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut out = BytesMut::new();
+        let mut pings = 0;
+        loop {
+            let eager = tokio::select! {
+                () = self.exchange.control_ready() => false,
+                _ = tick.tick() => true,
+            };
+            self.exchange.controls(eager, |control| {
+                self.codec.write_frame(&Frame::Control(control), &mut out);
+            });
+            let owed = pong.lock().take();
+            if let Some(number) = owed {
+                self.codec.write_frame(&Frame::Pong(number), &mut out);
+            }
+            if eager && self.liveness.is_some() {
+                pings += 1;
+                self.codec.write_frame(&Frame::Ping(pings), &mut out);
+            }
+            if self.exchange.says_goodbye() {
+                self.codec.write_frame(&Frame::Goodbye, &mut out);
+            }
+            if out.has_remaining() {
+                send.write_chunk(out.split().freeze()).await?;
+            }
+        }
+    }
+
+    async fn watch(&self) -> Result<Ended, Ended> {
+        let Some(liveness) = self.liveness else {
+            return Err(Ended::Lost(self.connection.closed().await));
+        };
+        loop {
+            let deadline = self.heard.at() + liveness.silence;
+            if deadline <= Instant::now() {
+                return Err(Ended::Silent(liveness.silence));
+            }
+            tokio::select! {
+                () = sleep_until(deadline.into()) => {}
+                lost = self.connection.closed() => return Err(Ended::Lost(lost)),
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! `trunkline node`: runs a node until it is told to stop.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use trunkline::{Config, HostPort, Limits, Node, NodeName, Peer, StartError};
+
+use super::{EXIT_UNAVAILABLE, EXIT_USAGE};
+
+/// Run a node.
+///
+/// It stops on SIGINT or SIGTERM: accepts nothing more, delivers what it accepted, closes. A second signal ends it at
+/// once.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeArgs {
+    /// Where legacy clients connect (TCP); port 0 takes any free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1215")]
+    tcp: HostPort,
+
+    /// Where QUIC clients connect (UDP) [default: the host and port of --tcp]
+    #[arg(long, value_name = "HOST:PORT")]
+    quic: Option<HostPort>,
+
+    /// Where other nodes connect (UDP) [default: the host of --quic and its port + 1000]
+    #[arg(long, value_name = "HOST:PORT")]
+    link: Option<HostPort>,
+
+    /// The node's name, as its certificate holds it and its clients know it [default: the bound TCP address]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<NodeName>,
+
+    /// Another node to link to, by its name; the link address defaults to the name's host and port + 1000. One of
+    /// two nodes naming the other is enough
+    #[arg(long = "peer", value_name = "NAME[=LINK_HOST:PORT]")]
+    peers: Vec<Peer>,
+
+    /// Where the certificates are
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    certs: PathBuf,
+
+    /// How long a shutdown may take before what is left is given up, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    grace: Duration,
+
+    /// How many threads serve; one is enough for most, and takes the least CPU a message
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// Limits; `docs/architecture.md` says what they bound together.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// The longest body; a legacy client's line may have 1,024 bytes more
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_message)]
+    max_message: usize,
+
+    /// Clients connected at once
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_clients)]
+    max_clients: usize,
+
+    /// What may wait to be written to one client before messages to it are refused
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().outbox_bytes)]
+    outbox_bytes: usize,
+
+    /// What one client may have under way to one recipient before it is not read from for a while
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().conversation_bytes)]
+    conversation_bytes: usize,
+
+    /// What one client may have under way in all
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().client_bytes)]
+    client_bytes: usize,
+
+    /// Messages that one client may have under way in all
+    #[arg(long, value_name = "N", default_value_t = Limits::default().client_messages)]
+    client_messages: usize,
+
+    /// What may be under way on a link, or wait for it, before senders are held
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().link_bytes)]
+    link_bytes: usize,
+
+    /// Messages likewise
+    #[arg(long, value_name = "N", default_value_t = Limits::default().link_messages)]
+    link_messages: usize,
+
+    /// How long a message waits for a node that can't be reached, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "90", value_parser = seconds)]
+    link_wait: Duration,
+
+    /// How long a client may take nothing of what is written to it before it is disconnected, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    stall: Duration,
+}
+
+/// Seconds, with a fraction if need be; at most a year, so that no sum of times overflows.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.0..=31_536_000.0).contains(&number) {
+        return Err("not from 0 seconds to a year".to_owned());
+    }
+    Ok(Duration::from_secs_f64(number))
+}
+
+impl From<NodeArgs> for Config {
+    fn from(args: NodeArgs) -> Self {
+        Self {
+            tcp: args.tcp,
+            quic: args.quic,
+            link: args.link,
+            advertise: args.advertise,
+            peers: args.peers,
+            certs: args.certs,
+            grace: args.grace,
+            limits: Limits {
+                max_message: args.limits.max_message,
+                max_clients: args.limits.max_clients,
+                outbox_bytes: args.limits.outbox_bytes,
+                conversation_bytes: args.limits.conversation_bytes,
+                client_bytes: args.limits.client_bytes,
+                client_messages: args.limits.client_messages,
+                link_bytes: args.limits.link_bytes,
+                link_messages: args.limits.link_messages,
+                link_wait: args.limits.link_wait,
+                stall: args.limits.stall,
+            },
+        }
+    }
+}
+
+/// Runs a node until a signal ends it.
+pub(crate) fn run(args: NodeArgs) -> anyhow::Result<ExitCode> {
+    let mut builder = match args.threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads.into());
+            builder
+        }
+    };
+    let runtime = builder.enable_all().build().context("no runtime")?;
+    runtime.block_on(async {
+        // Before the ports are bound: whoever finds them open may send a signal.
+        let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("can't wait for SIGTERM")?;
+        let node = match Node::start(args.into()).await {
+            Ok(node) => node,
+            Err(error) => {
+                eprintln!("trunkline: {error}");
+                let code = match error {
+                    StartError::Bind { .. } => EXIT_UNAVAILABLE,
+                    _ => EXIT_USAGE,
+                };
+                return Ok(ExitCode::from(code));
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tokio::select! {
+            // Whether all had ended in time was logged, and told to the senders.
+            _ = node.shutdown() => Ok(ExitCode::SUCCESS),
+            _ = interrupt.recv() => Ok(ExitCode::FAILURE),
+            _ = terminate.recv() => Ok(ExitCode::FAILURE),
+        }
+    })
+}

@@ -1,0 +1,561 @@
+//! A client over QUIC, for programs.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::address::{Address, NodeName};
+use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close};
+use crate::config::Limits;
+use crate::delivery::{Bounds, Control};
+use crate::endpoint;
+use crate::exchange::{Exchange, Incoming, Settled};
+use crate::flow::Flow;
+use crate::message::{Message, Tag};
+use crate::outcome::{Code, Outcome};
+use crate::tls::ClientTls;
+use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, Welcome};
+use crate::wire::{escape, line};
+
+/// How long connecting may take, up to the node's `welcome`.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the last packets may take when a client closes.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// A client of a node, connected over QUIC.
+///
+/// All methods take `&self`, so one task can receive while others send. Dropping a client closes its connection at
+/// once; [`close`](Self::close) lets what was sent end first.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use trunkline::{Client, client::Event};
+///
+/// let client = Client::connect(&"127.0.0.1:1215".parse()?, "certs".as_ref()).await?;
+/// println!("I am {}", client.address());
+/// while let Some(event) = client.receive().await {
+///     if let Event::Message(message) = event {
+///         client.send(&message.from, message.body).await?;
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+    events: tokio::sync::Mutex<mpsc::UnboundedReceiver<Queued>>,
+    connection: Connection,
+    endpoint: Endpoint,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Shared {
+    address: Address,
+    max_message: usize,
+    exchange: Exchange<usize>,
+    flow: Mutex<Flow<Reply>>,
+    /// A message has ended, or the connection.
+    ended: Notify,
+    /// What `receive` gives. As many messages as the node lets be under way to a client: it is told that one was taken
+    /// when `receive` gives it.
+    events: Mutex<Option<mpsc::UnboundedSender<Queued>>>,
+    closed: AtomicBool,
+}
+
+/// What is told to the program when a message of its ends.
+#[derive(Debug)]
+enum Reply {
+    /// That it failed, as an event, if it did.
+    Event(Address),
+    Receipt(oneshot::Sender<Outcome>),
+}
+
+#[derive(Debug)]
+enum Queued {
+    Message(Tag, Received),
+    Failed(Failed),
+}
+
+/// What a client receives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A message to this client.
+    Message(Received),
+    /// A message of this client, sent without a receipt, was refused, or its fate is unknown.
+    Failed(Failed),
+}
+
+/// A message to this client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Who sent it, as the nodes vouch for.
+    pub from: Address,
+    /// This client's address.
+    pub to: Address,
+    /// What it says: any bytes.
+    pub body: Bytes,
+}
+
+impl Received {
+    /// The body on one line, with all that could drive a terminal or forge a line escaped, as a legacy client sees
+    /// it.
+    pub fn text(&self) -> String {
+        let mut out = Vec::new();
+        escape::escape_into(&mut out, &self.body);
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    /// The message as a line of JSON, without a line end, as a legacy client that asked for JSON sees it:
+    /// `{"cmd":"message","from":…,"to":…,"body":…}`, with `"body64"` (base64) in place of `"body"` when that is no
+    /// UTF-8.
+    pub fn json(&self) -> String {
+        let mut out = Vec::new();
+        line::write_message(&mut out, line::Format::Json, &self.from, &self.to, &self.body);
+        String::from_utf8_lossy(out.trim_ascii_end()).into_owned()
+    }
+}
+
+/// A message that was not, or perhaps not, delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// Whom it was for.
+    pub to: Address,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// What becomes of a message: a future of its [`Outcome`].
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<Outcome>);
+
+impl Future for Receipt {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        // The sender goes without a word only when the client is dropped.
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|outcome| outcome.unwrap_or(Outcome::Unknown(Code::NodeUnreachable)))
+    }
+}
+
+/// Why a client could not connect.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The node authority's certificate is missing or wrong; the text says what to do.
+    #[error("{0}")]
+    Certificates(String),
+    /// The node's host has no address.
+    #[error("{0} does not resolve: {1}")]
+    Resolve(NodeName, std::io::Error),
+    /// No socket could be had.
+    #[error("no UDP socket: {0}")]
+    Socket(std::io::Error),
+    /// The connection failed.
+    #[error(
+        "can't connect to {0} by QUIC: {1}; is the node up, and was its certificate made by the authority in --certs?"
+    )]
+    Connection(NodeName, String),
+    /// The node closed the connection in place of a welcome.
+    #[error("{0} did not let this client in: {1}: {2}")]
+    Refused(NodeName, String, String),
+    /// The node did not answer in time.
+    #[error("{0} did not answer within {CONNECT_DEADLINE:?}: is the node up, and does UDP get there?")]
+    TimedOut(NodeName),
+}
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The body is longer than the node takes, in bytes.
+    #[error("the body has {length} bytes, and the node takes at most {limit}")]
+    TooLarge {
+        /// The body's length.
+        length: usize,
+        /// The longest the node takes.
+        limit: usize,
+    },
+    /// The connection to the node is gone.
+    #[error("the connection to the node is gone; connect again")]
+    Closed,
+}
+
+impl Client {
+    /// Connects to a node, whose certificate must be of the node authority in `certs`. To be called within a Tokio
+    /// runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the authority's certificate can't be read, the node can't be reached or proves to be another one, or does
+    /// not let the client in. Takes at most 10 seconds.
+    pub async fn connect(node: &NodeName, certs: &Path) -> Result<Self, ConnectError> {
+        let tls = ClientTls::load(certs).map_err(|error| ConnectError::Certificates(error.to_string()))?;
+        let config = endpoint::client_client(tls);
+        let connecting = async {
+            let mut error = ConnectError::Resolve(node.clone(), std::io::Error::other("it has no address"));
+            let addrs = tokio::net::lookup_host(node.as_str())
+                .await
+                .map_err(|error| ConnectError::Resolve(node.clone(), error))?;
+            for addr in addrs {
+                match Self::connect_to(addr, node, config.clone()).await {
+                    Ok(client) => return Ok(client),
+                    Err(failed) => error = failed,
+                }
+            }
+            Err(error)
+        };
+        timeout(CONNECT_DEADLINE, connecting)
+            .await
+            .map_err(|_| ConnectError::TimedOut(node.clone()))?
+    }
+
+    async fn connect_to(addr: SocketAddr, node: &NodeName, config: quinn::ClientConfig) -> Result<Self, ConnectError> {
+        let any: IpAddr = match addr {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let tracker = TaskTracker::new();
+        let socket = std::net::UdpSocket::bind((any, 0)).map_err(ConnectError::Socket)?;
+        let endpoint =
+            endpoint::endpoint(EndpointConfig::default(), None, socket, &tracker).map_err(ConnectError::Socket)?;
+        let failed = |error: &dyn fmt::Display| ConnectError::Connection(node.clone(), error.to_string());
+        let connection = endpoint
+            .connect_with(config, addr, node.host())
+            .map_err(|error| failed(&error))?
+            .await
+            .map_err(|error| failed(&error))?;
+        let (welcome, control) = greet(&connection, node).await?;
+        let address: Address = welcome
+            .address
+            .parse()
+            .map_err(|error| failed(&format!("the welcome holds no address: {error}")))?;
+
+        let (events, receiver) = mpsc::unbounded_channel();
+        // What the node may send at once is for the node to bound; this only keeps a broken one from filling memory.
+        let incoming = Bounds {
+            messages: 1 << 20,
+            bytes: 1 << 30,
+        };
+        let outgoing = Bounds {
+            messages: welcome.window.messages,
+            bytes: welcome.window.bytes,
+        };
+        let shared = Arc::new(Shared {
+            address,
+            max_message: welcome.max_message,
+            exchange: Exchange::new(outgoing, incoming),
+            flow: Mutex::new(Flow::new(welcome.window)),
+            ended: Notify::new(),
+            events: Mutex::new(Some(events)),
+            closed: AtomicBool::new(false),
+        });
+        // Neither side remembers anything of the other, so this can't be a violation.
+        let _ = shared.exchange.connected_afresh();
+        let stop = CancellationToken::new();
+        tracker.spawn(carry(Arc::clone(&shared), connection.clone(), control, stop.clone()));
+        Ok(Self {
+            shared,
+            events: tokio::sync::Mutex::new(receiver),
+            connection,
+            endpoint,
+            tracker,
+            stop,
+        })
+    }
+
+    /// The address that others reach this client by.
+    pub fn address(&self) -> &Address {
+        &self.shared.address
+    }
+
+    /// The longest body that the node takes, in bytes.
+    pub fn max_message(&self) -> usize {
+        self.shared.max_message
+    }
+
+    /// Sends a message. Waits only while as much is under way, to this recipient or in all, as the node allows.
+    ///
+    /// Should the message not be delivered, [`receive`](Self::receive) tells.
+    ///
+    /// # Errors
+    ///
+    /// When the body is too large, or the connection is gone.
+    pub async fn send(&self, to: &Address, body: impl Into<Bytes>) -> Result<(), SendError> {
+        self.shared.submit(to, body.into(), Reply::Event(to.clone())).await
+    }
+
+    /// Sends a message and gives the receipt to come. Waits as [`send`](Self::send) does, not for the receipt.
+    ///
+    /// # Errors
+    ///
+    /// When the body is too large, or the connection is gone.
+    pub async fn send_with_receipt(&self, to: &Address, body: impl Into<Bytes>) -> Result<Receipt, SendError> {
+        let (sender, receiver) = oneshot::channel();
+        self.shared.submit(to, body.into(), Reply::Receipt(sender)).await?;
+        Ok(Receipt(receiver))
+    }
+
+    /// The next message, or news of one sent; `None` once the connection is gone and all has been given.
+    ///
+    /// A message counts as delivered when this gives it. Cancel safe.
+    pub async fn receive(&self) -> Option<Event> {
+        match self.events.lock().await.recv().await? {
+            Queued::Message(tag, message) => {
+                self.shared.exchange.finish(&[(tag, Outcome::Delivered)]);
+                Some(Event::Message(message))
+            }
+            Queued::Failed(failed) => Some(Event::Failed(failed)),
+        }
+    }
+
+    /// Waits until all that was sent has ended, tells the node what was received, and closes the connection.
+    pub async fn close(self) {
+        while !self.shared.closed.load(Ordering::Acquire) {
+            let ended = self.shared.ended.notified();
+            if self.shared.flow.lock().is_idle() {
+                break;
+            }
+            ended.await;
+        }
+        // The node closes once it has read what comes before the goodbye.
+        self.shared.exchange.say_goodbye();
+        let _ = timeout(LAST_WORD, self.connection.closed()).await;
+        self.connection.close(close::DONE, b"the client has left");
+        let _ = timeout(LAST_WORD, self.endpoint.wait_idle()).await;
+        let tracker = self.tracker.clone();
+        tracker.close();
+        drop(self);
+        tracker.wait().await;
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.connection.close(close::DONE, b"the client has left");
+    }
+}
+
+impl Shared {
+    async fn submit(&self, to: &Address, body: Bytes, reply: Reply) -> Result<(), SendError> {
+        if body.len() > self.max_message {
+            return Err(SendError::TooLarge {
+                length: body.len(),
+                limit: self.max_message,
+            });
+        }
+        let message = Message {
+            from: self.address.clone(),
+            to: to.clone(),
+            body,
+        };
+        loop {
+            let ended = self.ended.notified();
+            if self.closed.load(Ordering::SeqCst) {
+                return Err(SendError::Closed);
+            }
+            {
+                let mut flow = self.flow.lock();
+                if flow.has_room(to) {
+                    let key = flow.start(to, message.size(), reply);
+                    // In the same order as others that send to this recipient; the flow's window is the exchange's.
+                    if let Err((_, key)) = self.exchange.submit(message, key) {
+                        flow.settle(key);
+                        return Err(SendError::Closed);
+                    }
+                    break;
+                }
+            }
+            ended.await;
+        }
+        // The connection may have ended between the two; then nobody else would end this message.
+        if self.closed.load(Ordering::SeqCst) {
+            self.end(self.exchange.give_up(Code::NodeUnreachable));
+        }
+        Ok(())
+    }
+
+    fn end(&self, settled: Settled<usize>) {
+        for (key, outcome) in settled {
+            let reply = self.flow.lock().settle(key);
+            match reply {
+                // A receipt that nobody waits for any more.
+                Some(Reply::Receipt(sender)) => drop(sender.send(outcome)),
+                Some(Reply::Event(to)) if outcome != Outcome::Delivered => {
+                    self.queue(Queued::Failed(Failed { to, outcome }));
+                }
+                Some(Reply::Event(_)) | None => {}
+            }
+        }
+        self.ended.notify_waiters();
+    }
+
+    fn queue(&self, event: Queued) {
+        if let Some(events) = &*self.events.lock() {
+            // Fails only when the client is dropped.
+            let _ = events.send(event);
+        }
+    }
+}
+
+async fn carry(shared: Arc<Shared>, connection: Connection, control: ControlStream, stop: CancellationToken) {
+    let handler = ClientHandler {
+        shared: &shared,
+        connection: &connection,
+    };
+    let heard = Heard::now();
+    let carrier = Carrier {
+        connection: &connection,
+        exchange: &shared.exchange,
+        codec: &ClientCodec {
+            client: shared.address.clone(),
+        },
+        handler: &handler,
+        max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
+        liveness: None,
+        heard: &heard,
+    };
+    tokio::select! {
+        _ = carrier.run(control) => {}
+        () = stop.cancelled() => {}
+    }
+    shared.closed.store(true, Ordering::SeqCst);
+    shared.end(shared.exchange.give_up(Code::NodeUnreachable));
+    shared.events.lock().take();
+}
+
+async fn greet(connection: &Connection, node: &NodeName) -> Result<(Welcome, ControlStream), ConnectError> {
+    let lost = |error: &dyn fmt::Display| ConnectError::Connection(node.clone(), error.to_string());
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
+    let mut out = BytesMut::new();
+    wire::write_line(&mut out, &FromClient::Hello { version: wire::VERSION });
+    send.write_all(&out).await.map_err(|error| lost(&error))?;
+    let mut buffer = BytesMut::new();
+    loop {
+        match wire::read_line(&mut buffer).map_err(|error| lost(&error))? {
+            Some(FromNode::Welcome(welcome)) => return Ok((welcome, ControlStream { send, recv, buffer })),
+            Some(FromNode::Error { code, text }) => return Err(ConnectError::Refused(node.clone(), code, text)),
+            Some(FromNode::Receipt(_) | FromNode::GoingAway | FromNode::Other) => {}
+            None => match recv.read_chunk(wire::MAX_HEADER, true).await {
+                Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
+                Ok(None) => return Err(lost(&"it ended the control stream without a welcome")),
+                Err(quinn::ReadError::ConnectionLost(ConnectionError::ApplicationClosed(closed))) => {
+                    let text = String::from_utf8_lossy(&closed.reason).escape_debug().to_string();
+                    let code = format!("closed with code {}", closed.error_code);
+                    return Err(ConnectError::Refused(node.clone(), code, text));
+                }
+                Err(error) => return Err(lost(&error)),
+            },
+        }
+    }
+}
+
+/// Passes on what comes from the node.
+struct ClientHandler<'a> {
+    shared: &'a Shared,
+    connection: &'a Connection,
+}
+
+impl Handler<usize> for ClientHandler<'_> {
+    async fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
+        for (number, incoming) in taken {
+            let tag = Tag { number, incarnation };
+            match incoming {
+                Ok(message) => {
+                    let message = Received {
+                        from: message.from,
+                        to: message.to,
+                        body: message.body,
+                    };
+                    self.shared.queue(Queued::Message(tag, message));
+                }
+                Err(code) => self.shared.exchange.finish(&[(tag, Outcome::Refused(code))]),
+            }
+        }
+    }
+
+    fn settled(&self, settled: Settled<usize>) {
+        self.shared.end(settled);
+    }
+
+    fn goodbye(&self) {
+        self.connection.close(close::DONE, b"goodbye");
+    }
+}
+
+/// How a client writes to its node and reads from it.
+struct ClientCodec {
+    client: Address,
+}
+
+impl Codec for ClientCodec {
+    fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
+        wire::write_header(out, number, after, None, &message.to);
+    }
+
+    fn read_message(&self, mut stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
+        let line = wire::split_header(&mut stream)
+            .map_err(Malformed::new)?
+            .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
+        let header: Header<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
+        let from = header
+            .from
+            .ok_or_else(|| Malformed::new("a message without a sender"))?
+            .parse()
+            .map_err(Malformed::new)?;
+        let message = Message {
+            from,
+            to: self.client.clone(),
+            body: stream,
+        };
+        Ok(Arrived {
+            number: header.id,
+            after: header.after,
+            message: if whole { Ok(message) } else { Err(Code::TooLarge) },
+        })
+    }
+
+    fn write_frame(&self, frame: &Frame, out: &mut BytesMut) {
+        match frame {
+            Frame::Control(Control::Report(report)) => {
+                wire::write_line(out, &FromClient::Receipt(ReceiptLine::from(report.clone())));
+            }
+            Frame::Goodbye => wire::write_line(out, &FromClient::Goodbye),
+            // Said by the greeting, or not said on this kind of connection.
+            Frame::Control(Control::Sync(_) | Control::Confirm(_)) | Frame::Ping(_) | Frame::Pong(_) => {}
+        }
+    }
+
+    fn read_frame(&self, buffer: &mut BytesMut) -> Result<Option<Frame>, Malformed> {
+        loop {
+            match wire::read_line(buffer).map_err(Malformed::new)? {
+                None => return Ok(None),
+                Some(FromNode::Receipt(receipt)) => return Ok(Some(Frame::Control(Control::Report(receipt.into())))),
+                Some(FromNode::GoingAway) => return Ok(Some(Frame::Goodbye)),
+                Some(FromNode::Error { code, text }) => return Err(Malformed(format!("{code}: {text}"))),
+                Some(FromNode::Welcome(_)) => return Err(Malformed::new("a second welcome")),
+                Some(FromNode::Other) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What a node can be told: where to listen, whom to link to, and its limits, each with its default and the reason.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::address::{AddressError, HostPort, NodeName};
+use crate::delivery::Bounds;
+use crate::flow::Window;
+
+/// The port that clients know nodes by where none is given.
+pub const DEFAULT_PORT: u16 = 1215;
+
+/// How far the port for links lies above the port for clients where none is given.
+pub const LINK_PORT_OFFSET: u16 = 1000;
+
+/// How a node is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where legacy clients connect, TCP. Port 0: any free one.
+    pub tcp: HostPort,
+    /// Where QUIC clients connect, UDP. `None`: the host and the port that `tcp` was bound to.
+    pub quic: Option<HostPort>,
+    /// Where other nodes connect, UDP. `None`: the host of `quic` and its port + 1000.
+    pub link: Option<HostPort>,
+    /// The node's name. `None`: the TCP address that was bound.
+    pub advertise: Option<NodeName>,
+    /// Nodes to link to. Nodes that dial this one need not be named.
+    pub peers: Vec<Peer>,
+    /// Where the certificates are.
+    pub certs: PathBuf,
+    /// How long a shutdown may take before what is left is given up.
+    pub grace: Duration,
+    /// The limits.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tcp: std::net::SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)).into(),
+            quic: None,
+            link: None,
+            advertise: None,
+            peers: Vec::new(),
+            certs: PathBuf::from("certs"),
+            grace: Duration::from_secs(10),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Another node to link to: `NAME[=LINK_HOST:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name, which its certificate must hold.
+    pub name: NodeName,
+    /// Where it listens for links.
+    pub link: HostPort,
+}
+
+impl FromStr for Peer {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (name, link) = match text.split_once('=') {
+            Some((name, link)) => (name.parse()?, Some(link.parse::<HostPort>()?)),
+            None => (text.parse::<NodeName>()?, None),
+        };
+        let link = match link {
+            Some(link) if link.port() == 0 => return Err(AddressError::BadPort),
+            Some(link) => link,
+            None => {
+                let port = name.port().checked_add(LINK_PORT_OFFSET).ok_or(AddressError::BadPort)?;
+                HostPort::from(name.clone()).with_port(port)
+            }
+        };
+        Ok(Self { name, link })
+    }
+}
+
+/// The limits of a node. Bytes of messages count each message's body and
+/// [`MESSAGE_OVERHEAD`](crate::MESSAGE_OVERHEAD).
+///
+/// What a node may hold of messages in all is at most: `max_clients` × (`outbox_bytes` + twice the longest line) and
+/// for each link `link_bytes` out and as much in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest body in bytes. A legacy client's line may have 1,024 bytes more, for the rest of the JSON. 1 MiB:
+    /// relays of small messages need no more, and a reader at 1 MB/s waits a second for one.
+    pub max_message: usize,
+    /// Clients connected at once, over TCP and QUIC. 10,000: with idle ones the node stays under a few hundred MB.
+    pub max_clients: usize,
+    /// Bytes that may wait to be written to one client before messages to it are refused (`recipient-full`). 16 MiB:
+    /// room for 32 senders at a full conversation window.
+    pub outbox_bytes: usize,
+    /// Bytes that one client may have under way to one recipient before it is not read from for a while. 512 KiB:
+    /// about 10 MB/s at a round trip of 50 ms.
+    pub conversation_bytes: usize,
+    /// Bytes that one client may have under way in all. 2 MiB: four conversations at full speed.
+    pub client_bytes: usize,
+    /// Messages that one client may have under way in all. 8,192: what `client_bytes` is worth in small messages.
+    pub client_messages: usize,
+    /// Bytes that may be under way on one link, or wait for it, before senders are held. 64 MiB: a minute of 2,000
+    /// small messages a second.
+    pub link_bytes: usize,
+    /// Messages likewise. 262,144: what `link_bytes` is worth in messages without a body.
+    pub link_messages: usize,
+    /// How long a message waits for a node that can't be reached before it ends as `node-unreachable`. 90 s: longer
+    /// than a reboot of most machines.
+    pub link_wait: Duration,
+    /// How long a client may take nothing of what is to be written to it before it is disconnected. 30 s: a stopped
+    /// laptop is no reason, a dead one is.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message: 1 << 20,
+            max_clients: 10_000,
+            outbox_bytes: 16 << 20,
+            conversation_bytes: 512 << 10,
+            client_bytes: 2 << 20,
+            client_messages: 8192,
+            link_bytes: 64 << 20,
+            link_messages: 262_144,
+            link_wait: Duration::from_secs(90),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Limits {
+    /// The smallest legal `max_message`, in bytes: less is no message.
+    pub const LEAST_MAX_MESSAGE: usize = 1;
+    /// The largest legal `max_message`, in bytes: messages are held in memory whole.
+    pub const MOST_MAX_MESSAGE: usize = 64 << 20;
+
+    /// The longest line of a legacy client, in bytes, without its line end.
+    pub(crate) fn max_line(&self) -> usize {
+        self.max_message + 1024
+    }
+
+    /// What a client may have under way.
+    pub(crate) fn window(&self) -> Window {
+        Window {
+            messages: self.client_messages,
+            bytes: self.client_bytes,
+            conversation_bytes: self.conversation_bytes,
+        }
+    }
+
+    /// What may be under way on a link, in each direction.
+    pub(crate) fn link(&self) -> Bounds {
+        Bounds {
+            messages: self.link_messages,
+            bytes: self.link_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_a_name_and_where_its_links_are() {
+        for (text, name, link) in [
+            ("127.0.0.1:1215", "127.0.0.1:1215", "127.0.0.1:2215"),
+            ("[::1]:1215", "[::1]:1215", "[::1]:2215"),
+            ("a.example:1215=10.0.0.1:99", "a.example:1215", "10.0.0.1:99"),
+        ] {
+            let peer: Peer = text.parse().unwrap();
+            assert_eq!((peer.name.as_str(), peer.link.as_str()), (name, link));
+        }
+        for text in ["", "a", "a:0", "a:65000", "a:1=", "a:1=b", "a:1=b:0"] {
+            assert!(text.parse::<Peer>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A delivery endpoint shared by those who put messages in, those who end messages, and the carrier that drives it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::delivery::{Bounds, Control, Endpoint, RangeSet, Taken, Violation};
+use crate::message::{Message, Tag};
+use crate::outcome::{Code, Outcome};
+
+/// A message as it arrives: one that can be passed on, or why it can't be.
+pub(crate) type Incoming = Result<Message, Code>;
+
+/// Messages that ended, by their tickets.
+pub(crate) type Settled<T> = Vec<(T, Outcome)>;
+
+/// Messages to pass on, in this order.
+#[derive(Debug)]
+pub(crate) struct ToPassOn {
+    pub(crate) taken: Vec<Taken<Incoming>>,
+    /// Which incarnation of the other side the numbers belong to.
+    pub(crate) incarnation: u32,
+}
+
+/// An [`Endpoint`] behind a lock, with the wake-ups of its carrier. The lock is never held across anything that waits
+/// or that calls out.
+#[derive(Debug)]
+pub(crate) struct Exchange<T> {
+    endpoint: Mutex<Endpoint<Message, T, Incoming>>,
+    /// When a message last ended, or the first of those that are unsettled came.
+    progress: Mutex<Instant>,
+    /// There may be something to transmit.
+    transmit: Notify,
+    /// There may be a control frame to send.
+    control: Notify,
+    /// There may be room for more.
+    room: Notify,
+    /// Nothing more will be said once all that is due is said.
+    goodbye: AtomicBool,
+    conversations: RandomState,
+}
+
+impl<T> Exchange<T> {
+    /// An exchange that keeps at most `outgoing` for the other side, and at most `incoming` from it.
+    pub(crate) fn new(outgoing: Bounds, incoming: Bounds) -> Self {
+        Self {
+            endpoint: Mutex::new(Endpoint::new(outgoing, incoming)),
+            progress: Mutex::new(Instant::now()),
+            transmit: Notify::new(),
+            control: Notify::new(),
+            room: Notify::new(),
+            goodbye: AtomicBool::new(false),
+            conversations: RandomState::new(),
+        }
+    }
+
+    /// Takes a message for the other side; gives it back when there is no room.
+    pub(crate) fn submit(&self, message: Message, ticket: T) -> Result<(), (Message, T)> {
+        let conversation = self.conversations.hash_one((&message.from, &message.to));
+        let mut endpoint = self.endpoint.lock();
+        if !endpoint.sender.has_room() {
+            return Err((message, ticket));
+        }
+        let now = Instant::now();
+        if endpoint.sender.is_idle() {
+            *self.progress.lock() = now;
+        }
+        let wake = !endpoint.sender.wants_transmit();
+        let size = message.size();
+        endpoint.sender.submit(now, conversation, size, message, ticket);
+        drop(endpoint);
+        if wake {
+            self.transmit.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits until there may be room. The waiting starts at this call, before the future is polled, so: call, try once
+    /// more, then await.
+    pub(crate) fn room(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.room.notified()
+    }
+
+    /// Messages that were taken have ended.
+    pub(crate) fn finish(&self, ends: &[(Tag, Outcome)]) {
+        let mut endpoint = self.endpoint.lock();
+        let mut wake = false;
+        for (tag, outcome) in ends {
+            wake |= endpoint.receiver.finish(tag.incarnation, tag.number, *outcome);
+        }
+        drop(endpoint);
+        if wake {
+            self.control.notify_one();
+        }
+    }
+
+    /// A message has arrived whole.
+    pub(crate) fn message(&self, number: u64, after: u64, message: Incoming) -> Result<ToPassOn, Violation> {
+        let size = message.as_ref().map_or(0, Message::size);
+        let mut taken = Vec::new();
+        let mut endpoint = self.endpoint.lock();
+        endpoint.receiver.message(number, after, size, message, &mut taken)?;
+        Ok(ToPassOn {
+            taken,
+            incarnation: endpoint.receiver.incarnation(),
+        })
+    }
+
+    /// A control frame has come; gives the messages that ended by it.
+    pub(crate) fn control(&self, control: Control) -> Result<Settled<T>, Violation> {
+        let mut endpoint = self.endpoint.lock();
+        endpoint.control(control)?;
+        let settled = endpoint.sender.drain_settled();
+        let wants_transmit = endpoint.sender.wants_transmit();
+        drop(endpoint);
+        if wants_transmit {
+            self.transmit.notify_one();
+        }
+        if !settled.is_empty() {
+            *self.progress.lock() = Instant::now();
+            self.room.notify_waiters();
+        }
+        Ok(settled)
+    }
+
+    /// A new connection is there.
+    pub(crate) fn connected(&self) {
+        self.endpoint.lock().connected();
+        self.control.notify_one();
+    }
+
+    /// A new connection is there, to one who remembers nothing and of whom nothing is remembered: what the two would
+    /// say about that goes unsaid.
+    pub(crate) fn connected_afresh(&self) -> Result<(), Violation> {
+        let mut endpoint = self.endpoint.lock();
+        endpoint.connected();
+        endpoint.poll_control(false);
+        endpoint.control(Control::Sync(RangeSet::new()))
+    }
+
+    /// The connection is gone; the other side was last heard of at `heard`.
+    pub(crate) fn disconnected(&self, heard: Instant) {
+        self.endpoint.lock().disconnected(heard);
+    }
+
+    /// The other side is another process than before; messages not sent yet for which `keep` does not hold end.
+    pub(crate) fn peer_restarted(&self, keep: impl Fn(&Message) -> bool) -> Settled<T> {
+        self.ending(|endpoint| endpoint.peer_restarted(keep))
+    }
+
+    /// Ends what has waited longer than `wait` for the other side.
+    pub(crate) fn expire(&self, wait: Duration) -> Settled<T> {
+        self.ending(|endpoint| {
+            endpoint.expire(Instant::now(), wait);
+        })
+    }
+
+    /// Ends everything that is unsettled, for this reason.
+    pub(crate) fn give_up(&self, code: Code) -> Settled<T> {
+        self.ending(|endpoint| endpoint.sender.give_up(code))
+    }
+
+    /// Changes what may be kept for the other side.
+    pub(crate) fn set_bounds(&self, bounds: Bounds) {
+        self.endpoint.lock().sender.set_bounds(bounds);
+    }
+
+    /// Whether nothing is unsettled in the direction from here.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.endpoint.lock().sender.is_idle()
+    }
+
+    /// Has the carrier say goodbye, behind all that is due.
+    pub(crate) fn say_goodbye(&self) {
+        self.goodbye.store(true, Ordering::Release);
+        self.control.notify_one();
+    }
+
+    /// For the carrier: whether a goodbye is due. It is told once.
+    pub(crate) fn says_goodbye(&self) -> bool {
+        self.goodbye.swap(false, Ordering::AcqRel)
+    }
+
+    /// For the carrier: something of its own is to be sent on the control stream.
+    pub(crate) fn wake_control(&self) {
+        self.control.notify_one();
+    }
+
+    /// Waits until the other side has ended none of what is unsettled for as long as `stall`.
+    pub(crate) async fn stalled(&self, stall: Duration) {
+        loop {
+            let since = *self.progress.lock();
+            let deadline = if self.is_idle() { Instant::now() } else { since } + stall;
+            if deadline <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(deadline.into()).await;
+        }
+    }
+
+    /// For the carrier: waits until there may be something to transmit. Cancel safe.
+    pub(crate) async fn transmit_ready(&self) {
+        self.transmit.notified().await;
+    }
+
+    /// For the carrier: waits until there may be a control frame to send. Cancel safe.
+    pub(crate) async fn control_ready(&self) {
+        self.control.notified().await;
+    }
+
+    /// For the carrier: hands over what is to be transmitted, message by message, until there is no more or `sink` has
+    /// had enough (and says so with `false`). The lock is held meanwhile.
+    pub(crate) fn transmit(&self, mut sink: impl FnMut(u64, u64, &Message) -> bool) {
+        let mut endpoint = self.endpoint.lock();
+        while let Some(transmit) = endpoint.sender.poll_transmit() {
+            if !sink(transmit.number, transmit.after, transmit.message) {
+                return;
+            }
+        }
+    }
+
+    /// For the carrier: hands over the control frames that are due. `eager`: those that could wait for company, too.
+    pub(crate) fn controls(&self, eager: bool, mut sink: impl FnMut(Control)) {
+        let mut endpoint = self.endpoint.lock();
+        while let Some(control) = endpoint.poll_control(eager) {
+            sink(control);
+        }
+    }
+
+    fn ending(&self, end: impl FnOnce(&mut Endpoint<Message, T, Incoming>)) -> Settled<T> {
+        let mut endpoint = self.endpoint.lock();
+        end(&mut endpoint);
+        let settled = endpoint.sender.drain_settled();
+        drop(endpoint);
+        if !settled.is_empty() {
+            self.room.notify_waiters();
+        }
+        settled
+    }
+}

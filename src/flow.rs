@@ -1,0 +1,150 @@
+//! How much one sender has under way, in all and to each recipient: its flow control.
+//!
+//! A sender that has reached a limit is not read from until messages of its have ended. So a slow reader holds up those
+//! who write to it and nobody else, and memory stays bounded.
+
+use std::collections::HashMap;
+
+use slab::Slab;
+
+use crate::address::Address;
+pub(crate) use crate::wire::client::Window;
+
+/// The messages of one sender that are under way, with a reply `R` to be given when each ends.
+#[derive(Debug)]
+pub(crate) struct Flow<R> {
+    window: Window,
+    pending: Slab<Pending<R>>,
+    conversations: Slab<Conversation>,
+    by_recipient: HashMap<Address, usize>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Pending<R> {
+    conversation: usize,
+    size: usize,
+    reply: R,
+}
+
+#[derive(Debug)]
+struct Conversation {
+    recipient: Address,
+    messages: usize,
+    bytes: usize,
+}
+
+impl<R> Flow<R> {
+    /// Nothing under way yet.
+    pub(crate) fn new(window: Window) -> Self {
+        Self {
+            window,
+            pending: Slab::new(),
+            conversations: Slab::new(),
+            by_recipient: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Whether a message to this recipient may be sent now. One message may go over a limit in bytes, so that no
+    /// message is too large for ever.
+    pub(crate) fn has_room(&self, recipient: &Address) -> bool {
+        self.pending.len() < self.window.messages
+            && self.bytes < self.window.bytes
+            && self
+                .by_recipient
+                .get(recipient)
+                .and_then(|&key| self.conversations.get(key))
+                .is_none_or(|conversation| conversation.bytes < self.window.conversation_bytes)
+    }
+
+    /// Counts a message as under way; the key is what [`settle`](Self::settle) wants when it ends.
+    pub(crate) fn start(&mut self, recipient: &Address, size: usize, reply: R) -> usize {
+        let key = match self.by_recipient.get(recipient) {
+            Some(&key) => key,
+            None => {
+                let key = self.conversations.insert(Conversation {
+                    recipient: recipient.clone(),
+                    messages: 0,
+                    bytes: 0,
+                });
+                self.by_recipient.insert(recipient.clone(), key);
+                key
+            }
+        };
+        if let Some(conversation) = self.conversations.get_mut(key) {
+            conversation.messages += 1;
+            conversation.bytes += size;
+        }
+        self.bytes += size;
+        self.pending.insert(Pending {
+            conversation: key,
+            size,
+            reply,
+        })
+    }
+
+    /// A message has ended; gives back what is to be replied. `None` if there is no such message.
+    pub(crate) fn settle(&mut self, key: usize) -> Option<R> {
+        let pending = self.pending.try_remove(key)?;
+        self.bytes -= pending.size;
+        let conversation = self.conversations.get_mut(pending.conversation)?;
+        conversation.messages -= 1;
+        conversation.bytes -= pending.size;
+        if conversation.messages == 0 {
+            let conversation = self.conversations.remove(pending.conversation);
+            self.by_recipient.remove(&conversation.recipient);
+        }
+        Some(pending.reply)
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_holds_and_lets_go() {
+        let window = Window {
+            messages: 3,
+            bytes: 100,
+            conversation_bytes: 50,
+        };
+        let (a, b): (Address, Address) = ("n:1:a".parse().unwrap(), "n:1:b".parse().unwrap());
+        let mut flow = Flow::new(window);
+
+        let large = flow.start(&a, 60, "large");
+        assert!(!flow.has_room(&a) && flow.has_room(&b), "the conversation is full");
+        let other = flow.start(&b, 45, "other");
+        assert!(!flow.has_room(&b), "all is full, in bytes");
+        assert_eq!(flow.settle(large), Some("large"));
+        assert_eq!(flow.settle(large), None);
+        assert!(flow.has_room(&a) && flow.has_room(&b));
+
+        flow.start(&b, 1, "");
+        flow.start(&a, 1, "");
+        assert!(!flow.has_room(&a), "all is full, in messages");
+        flow.settle(other);
+        assert!(flow.has_room(&a));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_conversations_without_messages() {
+        let mut flow = Flow::new(Window {
+            messages: 10,
+            bytes: 100,
+            conversation_bytes: 50,
+        });
+        for id in 0..1000 {
+            let key = flow.start(&format!("n:1:{id}").parse().unwrap(), 1, ());
+            flow.settle(key);
+        }
+        assert!(flow.is_idle() && flow.by_recipient.is_empty() && flow.conversations.is_empty());
+        assert_eq!(flow.bytes, 0);
+    }
+}

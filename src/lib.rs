@@ -1,0 +1,53 @@
+//! Trunkline: an encrypted message relay. Clients connect to any node and get an [`Address`]; a message sent to an
+//! address arrives, whichever node its owner is on.
+//!
+//! ```text
+//! client line ─ tcp | quic ─ router ┬─ outbox ─ tcp | quic ─ client line
+//!                                   └─ link ─ carrier ─▶ QUIC ─▶ carrier ─ link ─ router ─ outbox ─ …
+//! ```
+//!
+//! | file | what it is | pure |
+//! |---|---|---|
+//! | `address` `outcome` `message` | the words: names, ends of messages, a message on its way | yes |
+//! | `wire` | every byte that is written or read | yes |
+//! | `delivery` | the machine: order, no loss, no repeats | yes |
+//! | `flow` `ids` `registry` `config` | limits of a sender, ids, who is here, settings | yes |
+//! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
+//! | `router` `link` | where a message goes; what is kept about another node | no I/O in the former |
+//! | `carrier` | drives an exchange over a QUIC connection | |
+//! | `tcp` `quic` `clients` | sessions of clients | |
+//! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
+//! | `node` | binds, starts and ends everything | |
+//! | `client` | the library for programs that are clients | |
+//!
+//! Imports go from the bottom of the table to its top. `docs/architecture.md` follows a message through the files.
+
+pub mod address;
+mod carrier;
+pub mod certs;
+pub mod client;
+mod clients;
+pub mod config;
+mod delivery;
+mod endpoint;
+mod exchange;
+mod flow;
+mod ids;
+mod link;
+mod message;
+mod node;
+mod outbox;
+pub mod outcome;
+mod quic;
+mod registry;
+mod router;
+mod tcp;
+mod tls;
+mod wire;
+
+pub use address::{Address, ClientId, HostPort, NodeName};
+pub use client::Client;
+pub use config::{Config, Limits, Peer};
+pub use message::MESSAGE_OVERHEAD;
+pub use node::{Node, StartError};
+pub use outcome::{Code, Outcome};

@@ -1,0 +1,151 @@
+//! The greeting of two nodes on a new connection, up to the point where one of them has adopted it or can.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, WriteError};
+use tokio::time::timeout;
+
+use super::Link;
+use crate::carrier::{ControlStream, close};
+use crate::delivery::Bounds;
+use crate::wire::link::{Frame, Hello, Malformed, VERSION, read_frame, write_frame};
+
+/// How long a greeting may take: a few round trips of the slowest path, or the other side is no node.
+pub(crate) const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The control stream goes before all others.
+const CONTROL_PRIORITY: i32 = 1;
+
+/// A connection on which the other node has greeted this one.
+#[derive(Debug)]
+pub(crate) struct Greeted {
+    pub(crate) connection: Connection,
+    pub(crate) control: ControlStream,
+    /// What the other node said.
+    pub(crate) hello: Hello,
+    /// The generation under which the other node has adopted the connection, if it is the one that decides.
+    pub(crate) generation: Option<u64>,
+}
+
+/// Why a greeting failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GreetingError {
+    #[error("the connection is gone: {0}")]
+    Lost(#[from] ConnectionError),
+    #[error("the control stream broke: {0}")]
+    Read(#[from] ReadError),
+    #[error("the control stream broke: {0}")]
+    Write(#[from] WriteError),
+    #[error("the other node broke the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("the other node broke the protocol: it did not greet")]
+    NoGreeting,
+    #[error("the other node speaks version {0} of the link protocol, this one {VERSION}; update the older of the two")]
+    Version(u64),
+    #[error("the other node did not greet within {GREETING_DEADLINE:?}")]
+    TimedOut,
+}
+
+impl GreetingError {
+    /// Whether the other node has closed the connection because it holds another for the link.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        let (Self::Lost(lost)
+        | Self::Read(ReadError::ConnectionLost(lost))
+        | Self::Write(WriteError::ConnectionLost(lost))) = self
+        else {
+            return false;
+        };
+        matches!(lost, ConnectionError::ApplicationClosed(closed) if closed.error_code == close::DUPLICATE)
+    }
+}
+
+/// Greets the other node on a connection; `dialled` says that it was this node that made it. The connection is closed
+/// if it comes to nothing.
+pub(crate) async fn greet(
+    connection: Connection,
+    dialled: bool,
+    link: &Link,
+    epoch: u64,
+    bounds: Bounds,
+) -> Result<Greeted, GreetingError> {
+    let greeted = match timeout(
+        GREETING_DEADLINE,
+        exchange_hellos(&connection, dialled, link, epoch, bounds),
+    )
+    .await
+    {
+        Ok(greeted) => greeted,
+        Err(_) => Err(GreetingError::TimedOut),
+    };
+    match greeted {
+        Ok((control, hello, generation)) => Ok(Greeted {
+            connection,
+            control,
+            hello,
+            generation,
+        }),
+        Err(error) => {
+            let code = match error {
+                GreetingError::Version(_) => close::VERSION,
+                _ => close::PROTOCOL,
+            };
+            connection.close(code, error.to_string().as_bytes());
+            Err(error)
+        }
+    }
+}
+
+async fn exchange_hellos(
+    connection: &Connection,
+    dialled: bool,
+    link: &Link,
+    epoch: u64,
+    bounds: Bounds,
+) -> Result<(ControlStream, Hello, Option<u64>), GreetingError> {
+    let (mut send, mut recv): (SendStream, RecvStream) = if dialled {
+        connection.open_bi().await?
+    } else {
+        connection.accept_bi().await?
+    };
+    // Fails only for a stream that is gone; then the write fails too.
+    let _ = send.set_priority(CONTROL_PRIORITY);
+    let own = Hello {
+        version: VERSION,
+        epoch,
+        live: link.adoption.lock().live(),
+        bounds,
+    };
+    let mut out = BytesMut::new();
+    write_frame(&mut out, &Frame::Hello(own));
+    send.write_all(&out).await?;
+
+    let mut buffer = BytesMut::new();
+    let Frame::Hello(hello) = next_frame(&mut recv, &mut buffer).await? else {
+        return Err(GreetingError::NoGreeting);
+    };
+    if hello.version != VERSION {
+        return Err(GreetingError::Version(hello.version));
+    }
+    let generation = if link.decides {
+        None
+    } else {
+        match next_frame(&mut recv, &mut buffer).await? {
+            Frame::Adopt(generation) => Some(generation),
+            _ => return Err(GreetingError::NoGreeting),
+        }
+    };
+    Ok((ControlStream { send, recv, buffer }, hello, generation))
+}
+
+async fn next_frame(recv: &mut RecvStream, buffer: &mut BytesMut) -> Result<Frame, GreetingError> {
+    loop {
+        if let Some(frame) = read_frame(buffer)? {
+            return Ok(frame);
+        }
+        match recv.read_chunk(4096, true).await? {
+            Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+            None => return Err(GreetingError::NoGreeting),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Takes in the connections that other nodes dial, and makes the links for them.
+
+use std::sync::Arc;
+
+use quinn::{Endpoint, Incoming};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::Link;
+use super::handshake::{GREETING_DEADLINE, greet};
+use super::supervisor::{LinkContext, Supervisor};
+use crate::address::{HostPort, NodeName};
+use crate::carrier::close;
+use crate::tls::peer_node;
+
+/// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
+/// authority, so only a cluster of a thousand nodes comes here.
+const MAX_LINKS: usize = 1024;
+
+/// The link to this node: the one there is, or a new one with a supervisor of its own that dials `target`.
+pub(crate) fn ensure_link(
+    context: &Arc<LinkContext>,
+    tracker: &TaskTracker,
+    peer: &NodeName,
+    target: Option<HostPort>,
+) -> Arc<Link> {
+    let mut arrivals = None;
+    let link = context.router.link_or_insert(peer, || {
+        let (link, receiver) = Link::new(context.router.name(), peer.clone(), context.limits.link());
+        arrivals = Some(receiver);
+        link
+    });
+    if let Some(arrivals) = arrivals {
+        let supervisor = Supervisor::new(Arc::clone(context), Arc::clone(&link), target, arrivals);
+        tracker.spawn(supervisor.run());
+    }
+    link
+}
+
+/// Accepts links until the node stops.
+pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracker: TaskTracker) {
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = context.stop.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else {
+            return;
+        };
+        // Proof of the address first: a handshake costs signatures, and peers are few.
+        if !incoming.remote_address_validated() && incoming.may_retry() {
+            // Fails only where `may_retry` says no.
+            let _ = incoming.retry();
+            continue;
+        }
+        let (context, inner) = (Arc::clone(&context), tracker.clone());
+        tracker.spawn(async move {
+            let stop = context.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = take_in(incoming, context, inner) => {}
+            }
+        });
+    }
+}
+
+async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTracker) {
+    let remote = incoming.remote_address();
+    let connection = match timeout(GREETING_DEADLINE, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            warn!(%remote, "refused a link: {error}");
+            return;
+        }
+        Err(_) => {
+            warn!(%remote, "refused a link: no handshake within {GREETING_DEADLINE:?}");
+            return;
+        }
+    };
+    let refuse = |code, reason: &str| {
+        warn!(%remote, "refused a link: {reason}");
+        connection.close(code, reason.as_bytes());
+    };
+    let peer = match peer_node(&connection, &context.cluster) {
+        Ok(peer) if peer == *context.router.name() => {
+            return refuse(close::IDENTITY, "the certificate names this very node");
+        }
+        Ok(peer) => peer,
+        Err(error) => return refuse(close::IDENTITY, &error.to_string()),
+    };
+    if context.router.links().len() >= MAX_LINKS && context.router.link(&peer).is_none() {
+        return refuse(close::BUSY, "this node has as many links as it may");
+    }
+    let link = ensure_link(&context, &tracker, &peer, None);
+    match greet(connection.clone(), false, &link, context.epoch, context.limits.link()).await {
+        Ok(greeted) => {
+            // Full only when a peer makes connections faster than they can be looked at.
+            if link.arrivals.try_send(greeted).is_err() {
+                connection.close(close::BUSY, b"too many connections at once");
+            }
+        }
+        Err(error) if error.is_duplicate() => debug!(%peer, "another connection is the link: {error}"),
+        Err(error) => warn!(%peer, %remote, "a link came to nothing: {error}"),
+    }
+}

@@ -1,0 +1,149 @@
+//! A link: the connection between two nodes, with all that is kept about it while it is down.
+//!
+//! [`Link`] is what the rest of the node sees: messages go in, ends come back. [`adoption`] (pure) chooses among
+//! connections, [`handshake`] greets the other node on a new one, [`listener`] takes in
+//! those that others dial, [`supervisor`] dials, adopts, carries and gives up.
+
+pub(crate) mod adoption;
+mod backoff;
+pub(crate) mod handshake;
+pub(crate) mod listener;
+pub(crate) mod supervisor;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::address::{Address, NodeName};
+use crate::carrier::{self, Arrived, Codec, Malformed};
+use crate::delivery::Bounds;
+use crate::exchange::Exchange;
+use crate::message::{Message, Settle, Tag, Ticket};
+use crate::outcome::{Code, Outcome};
+use crate::wire::link as wire;
+use adoption::Adoption;
+use handshake::Greeted;
+
+/// How many new connections may wait to be looked at; more come only from a peer that is out of order.
+const ARRIVALS: usize = 4;
+
+/// All that is kept about another node.
+pub(crate) struct Link {
+    peer: NodeName,
+    exchange: Exchange<Ticket>,
+    adoption: Mutex<Adoption>,
+    /// Whether this node is the one that chooses among connections.
+    decides: bool,
+    arrivals: mpsc::Sender<Greeted>,
+}
+
+impl Link {
+    /// A link to `peer`, down, and where its supervisor is to take connections from that others dialled.
+    pub(crate) fn new(own: &NodeName, peer: NodeName, bounds: Bounds) -> (Arc<Self>, mpsc::Receiver<Greeted>) {
+        let (arrivals, receiver) = mpsc::channel(ARRIVALS);
+        let link = Self {
+            decides: *own < peer,
+            peer,
+            exchange: Exchange::new(bounds, bounds),
+            adoption: Mutex::new(Adoption::new()),
+            arrivals,
+        };
+        (Arc::new(link), receiver)
+    }
+
+    /// The node at the other end.
+    pub(crate) fn peer(&self) -> &NodeName {
+        &self.peer
+    }
+
+    /// Takes a message for a client of the peer; gives it back when the link has no room.
+    pub(crate) fn submit(&self, message: Message, ticket: Ticket) -> Result<(), (Message, Ticket)> {
+        self.exchange.submit(message, ticket)
+    }
+
+    /// The machine of the link.
+    pub(crate) fn exchange(&self) -> &Exchange<Ticket> {
+        &self.exchange
+    }
+
+    /// Whether a connection is there and not in doubt.
+    pub(crate) fn is_up(&self) -> bool {
+        self.adoption.lock().is_well()
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Settle for Link {
+    fn settle(&self, ends: &[(Tag, Outcome)]) {
+        self.exchange.finish(ends);
+    }
+}
+
+/// How messages and frames are written on a link.
+#[derive(Debug)]
+struct LinkCodec {
+    own: NodeName,
+    peer: NodeName,
+    max_message: usize,
+}
+
+impl Codec for LinkCodec {
+    fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
+        wire::write_header(out, number, after, &message.from.id, &message.to.id);
+    }
+
+    fn read_message(&self, stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
+        let parcel = wire::read_message(stream).map_err(Malformed::new)?;
+        // Neither node is in the message: the sender's is the one that the certificate names, the recipient's is this.
+        let message = Message {
+            from: Address {
+                node: self.peer.clone(),
+                id: parcel.from,
+            },
+            to: Address {
+                node: self.own.clone(),
+                id: parcel.to,
+            },
+            body: parcel.body,
+        };
+        let fits = whole && message.body.len() <= self.max_message;
+        Ok(Arrived {
+            number: parcel.number,
+            after: parcel.after,
+            message: if fits { Ok(message) } else { Err(Code::TooLarge) },
+        })
+    }
+
+    fn write_frame(&self, frame: &carrier::Frame, out: &mut BytesMut) {
+        let frame = match frame {
+            carrier::Frame::Control(control) => wire::Frame::Control(control.clone()),
+            carrier::Frame::Ping(number) => wire::Frame::Ping(*number),
+            carrier::Frame::Pong(number) => wire::Frame::Pong(*number),
+            carrier::Frame::Goodbye => wire::Frame::Goodbye,
+        };
+        wire::write_frame(out, &frame);
+    }
+
+    fn read_frame(&self, buffer: &mut BytesMut) -> Result<Option<carrier::Frame>, Malformed> {
+        let Some(frame) = wire::read_frame(buffer).map_err(Malformed::new)? else {
+            return Ok(None);
+        };
+        Ok(Some(match frame {
+            wire::Frame::Control(control) => carrier::Frame::Control(control),
+            wire::Frame::Ping(number) => carrier::Frame::Ping(number),
+            wire::Frame::Pong(number) => carrier::Frame::Pong(number),
+            wire::Frame::Goodbye => carrier::Frame::Goodbye,
+            wire::Frame::Hello(_) | wire::Frame::Adopt(_) => {
+                return Err(Malformed::new("a greeting after the greeting"));
+            }
+        }))
+    }
+}

@@ -1,0 +1,361 @@
+//! Looks after one link: dials the other node, adopts connections, carries messages over the one that is the link,
+//! notices when it is gone, and ends what has waited too long.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::future::OptionFuture;
+use quinn::{ClientConfig, Connection, Endpoint};
+use tokio::sync::mpsc;
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::adoption::Decision;
+use super::backoff::Backoff;
+use super::handshake::{Greeted, GreetingError, greet};
+use super::{Link, LinkCodec};
+use crate::address::{HostPort, NodeName};
+use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
+use crate::config::Limits;
+use crate::exchange::{Incoming, Settled};
+use crate::message::{Tag, Ticket, settle_all};
+use crate::outcome::Outcome;
+use crate::router::Router;
+use crate::tls::PeerError;
+use crate::wire::link as wire;
+
+/// How often each node pings the other.
+const PING: Duration = Duration::from_millis(500);
+
+/// After this silence another connection is tried, beside the present one: three pings unanswered.
+const SUSPECT_AFTER: Duration = Duration::from_millis(1500);
+
+/// After this silence a connection is given up, if `link_wait` is not shorter still.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How often a link is looked at: whether it has become silent, whether a message has waited too long.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The first and the longest wait between two dials. Dials cost little, and a node that is back is wanted back.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_millis(800);
+
+/// How long a dial may take up to the greeting. A new one starts its packets anew, so that one which met a node on its
+/// way up does not wait for ever longer retransmissions.
+const DIAL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What all links of a node share.
+pub(crate) struct LinkContext {
+    pub(crate) router: Arc<Router>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) client_config: ClientConfig,
+    pub(crate) cluster: String,
+    /// Drawn at the node's start.
+    pub(crate) epoch: u64,
+    pub(crate) limits: Limits,
+    /// Ends the supervisors.
+    pub(crate) stop: CancellationToken,
+}
+
+type Carrying = Pin<Box<dyn Future<Output = Ended> + Send>>;
+type Dialling = Pin<Box<dyn Future<Output = Result<Greeted, DialError>> + Send>>;
+
+/// The connection that is the link.
+struct Active {
+    connection: Connection,
+    heard: Arc<Heard>,
+    carrying: Carrying,
+}
+
+/// Looks after one link until the node stops.
+pub(crate) struct Supervisor {
+    context: Arc<LinkContext>,
+    link: Arc<Link>,
+    /// Where to dial; `None` if the other side has to.
+    target: Option<HostPort>,
+    arrivals: mpsc::Receiver<Greeted>,
+    active: Option<Active>,
+    dialling: Option<Dialling>,
+    backoff: Backoff,
+    dial_at: Instant,
+    /// The last failure that was logged, so that the same one is not logged at every attempt.
+    last_failure: String,
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        context: Arc<LinkContext>,
+        link: Arc<Link>,
+        target: Option<HostPort>,
+        arrivals: mpsc::Receiver<Greeted>,
+    ) -> Self {
+        Self {
+            context,
+            link,
+            target,
+            arrivals,
+            active: None,
+            dialling: None,
+            backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            dial_at: Instant::now(),
+            last_failure: String::new(),
+        }
+    }
+
+    /// Runs until the node stops.
+    pub(crate) async fn run(mut self) {
+        let stop = self.context.stop.clone();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.dial_if_wanted();
+            let waiting = self.dialling.is_none() && self.wants_dial();
+            let carrying = OptionFuture::from(self.active.as_mut().map(|active| &mut active.carrying));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = carrying => self.lost(&ended),
+                Some(greeted) = self.arrivals.recv() => self.consider(greeted).await,
+                Some(dialled) = OptionFuture::from(self.dialling.as_mut()) => {
+                    self.dialling = None;
+                    match dialled {
+                        Ok(greeted) => self.consider(greeted).await,
+                        Err(error) => self.dial_failed(&error),
+                    }
+                }
+                () = sleep_until(self.dial_at.into()), if waiting => {}
+                _ = look.tick() => self.look(),
+            }
+        }
+        if let Some(active) = self.active.take() {
+            active.connection.close(close::DONE, b"the node shuts down");
+        }
+    }
+
+    fn wants_dial(&self) -> bool {
+        self.target.is_some() && !self.link.is_up()
+    }
+
+    fn dial_if_wanted(&mut self) {
+        if !self.wants_dial() {
+            self.dialling = None;
+            return;
+        }
+        if self.dialling.is_none()
+            && self.dial_at <= Instant::now()
+            && let Some(target) = self.target.clone()
+        {
+            let dialling = dial(Arc::clone(&self.context), Arc::clone(&self.link), target);
+            self.dialling = Some(Box::pin(dialling));
+        }
+    }
+
+    fn dial_failed(&mut self, error: &DialError) {
+        self.dial_at = Instant::now() + self.backoff.next(rand::random());
+        let (peer, failure) = (self.link.peer(), error.to_string());
+        if matches!(error, DialError::Greeting(error) if error.is_duplicate()) || failure == self.last_failure {
+            debug!(%peer, "dial failed: {failure}");
+        } else {
+            warn!(%peer, "can't reach the node, and go on trying: {failure}");
+            self.last_failure = failure;
+        }
+    }
+
+    /// A connection has come this far: makes it the link, or closes it.
+    async fn consider(&mut self, greeted: Greeted) {
+        let Greeted {
+            connection,
+            mut control,
+            hello,
+            generation,
+        } = greeted;
+        let decision = {
+            let mut adoption = self.link.adoption.lock();
+            match generation {
+                Some(generation) => adoption.follow(hello.epoch, generation),
+                None => adoption.decide(hello.epoch, hello.live),
+            }
+        };
+        let Decision::Adopt { generation, restarted } = decision else {
+            connection.close(close::DUPLICATE, b"the link is well without this connection");
+            return;
+        };
+        let peer = self.link.peer().clone();
+        let exchange = self.link.exchange();
+        if let Some(old) = self.active.take() {
+            old.connection
+                .close(close::DUPLICATE, b"another connection has replaced this one");
+            exchange.disconnected(old.heard.at());
+        }
+        if restarted {
+            // A client that was granted its name is itself again on the new process; ids given out are not.
+            let settled = exchange.peer_restarted(|message| !message.to.id.is_temporary());
+            info!(%peer, ended = settled.len(), "the node has started anew");
+            settle_all(settled);
+        }
+        exchange.set_bounds(self.context.limits.link().min(hello.bounds));
+        if self.link.decides {
+            let mut adopt = BytesMut::new();
+            wire::write_frame(&mut adopt, &wire::Frame::Adopt(generation));
+            // A fresh stream takes these few bytes at once, or the connection is gone and the carrier will say so.
+            let _ = control.send.write_all(&adopt).await;
+        }
+        exchange.connected();
+        info!(%peer, remote = %connection.remote_address(), generation, "link up");
+        self.backoff.reset();
+        self.last_failure.clear();
+
+        let heard = Arc::new(Heard::now());
+        let silence = SILENCE.min(self.context.limits.link_wait.max(SUSPECT_AFTER));
+        let codec = LinkCodec {
+            own: self.context.router.name().clone(),
+            peer,
+            max_message: self.context.limits.max_message,
+        };
+        let handler = LinkHandler {
+            link: Arc::clone(&self.link),
+            router: Arc::clone(&self.context.router),
+            connection: connection.clone(),
+        };
+        let carrying = {
+            let (connection, heard) = (connection.clone(), Arc::clone(&heard));
+            async move {
+                let carrier = Carrier {
+                    connection: &connection,
+                    exchange: handler.link.exchange(),
+                    max_stream: codec.max_message + wire::MAX_HEADER,
+                    codec: &codec,
+                    handler: &handler,
+                    liveness: Some(Liveness { ping: PING, silence }),
+                    heard: &heard,
+                };
+                carrier.run(control).await
+            }
+        };
+        self.active = Some(Active {
+            connection,
+            heard,
+            carrying: Box::pin(carrying),
+        });
+    }
+
+    fn lost(&mut self, ended: &Ended) {
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        warn!(peer = %self.link.peer(), "link down: {ended}");
+        self.link.adoption.lock().lost();
+        self.link.exchange().disconnected(active.heard.at());
+        self.dial_at = Instant::now() + self.backoff.next(rand::random());
+    }
+
+    fn look(&mut self) {
+        match &self.active {
+            Some(active) => {
+                let silent = active.heard.at().elapsed() > SUSPECT_AFTER;
+                self.link.adoption.lock().set_suspect(silent);
+            }
+            None => settle_all(self.link.exchange().expire(self.context.limits.link_wait)),
+        }
+    }
+}
+
+/// Passes on what comes over a link.
+struct LinkHandler {
+    link: Arc<Link>,
+    router: Arc<Router>,
+    connection: Connection,
+}
+
+impl Handler<Ticket> for LinkHandler {
+    async fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
+        for (number, message) in taken {
+            let ticket = Ticket {
+                origin: Arc::<Link>::clone(&self.link),
+                tag: Tag { number, incarnation },
+            };
+            match message {
+                Ok(message) => self.router.deliver_from_link(message, ticket),
+                Err(code) => ticket.settle(Outcome::Refused(code)),
+            }
+        }
+    }
+
+    fn settled(&self, settled: Settled<Ticket>) {
+        settle_all(settled);
+    }
+
+    fn goodbye(&self) {
+        self.connection.close(close::DONE, b"goodbye");
+    }
+}
+
+/// Why a dial came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("{0} does not resolve: {1}")]
+    Resolve(HostPort, std::io::Error),
+    #[error("{0} has no address of the kind that this node's link port has ({1}); bind --link accordingly")]
+    NoAddress(HostPort, SocketAddr),
+    #[error("can't dial {0}: {1}")]
+    Connect(SocketAddr, quinn::ConnectError),
+    #[error("{0} does not let this node in: {1}")]
+    Handshake(SocketAddr, quinn::ConnectionError),
+    #[error("{0} does not answer")]
+    TimedOut(HostPort),
+    #[error("{0}: {1}")]
+    Identity(SocketAddr, PeerError),
+    #[error("{0} is {1}, not {2}; correct --peer")]
+    OtherNode(SocketAddr, NodeName, NodeName),
+    #[error(transparent)]
+    Greeting(#[from] GreetingError),
+}
+
+async fn dial(context: Arc<LinkContext>, link: Arc<Link>, target: HostPort) -> Result<Greeted, DialError> {
+    let connection = timeout(DIAL_DEADLINE, connect(&context, link.peer(), &target))
+        .await
+        .map_err(|_| DialError::TimedOut(target))??;
+    Ok(greet(connection, true, &link, context.epoch, context.limits.link()).await?)
+}
+
+async fn connect(context: &LinkContext, peer: &NodeName, target: &HostPort) -> Result<Connection, DialError> {
+    let local = context
+        .endpoint
+        .local_addr()
+        .map_err(|error| DialError::Resolve(target.clone(), error))?;
+    let addr = tokio::net::lookup_host(target.as_str())
+        .await
+        .map_err(|error| DialError::Resolve(target.clone(), error))?
+        .find(|addr| addr.is_ipv4() == local.is_ipv4())
+        .ok_or_else(|| DialError::NoAddress(target.clone(), local))?;
+    let connection = context
+        .endpoint
+        .connect_with(context.client_config.clone(), addr, peer.host())
+        .map_err(|error| DialError::Connect(addr, error))?
+        .await
+        .map_err(|error| DialError::Handshake(addr, error))?;
+    let found = match crate::tls::peer_node(&connection, &context.cluster) {
+        Ok(found) => found,
+        Err(error) => {
+            connection.close(close::IDENTITY, error.to_string().as_bytes());
+            return Err(DialError::Identity(addr, error));
+        }
+    };
+    if found != *peer {
+        connection.close(close::IDENTITY, b"this is not the node that was meant");
+        return Err(DialError::OtherNode(addr, found, peer.clone()));
+    }
+    Ok(connection)
+}
+
+impl std::fmt::Debug for LinkContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkContext")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

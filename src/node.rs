@@ -1,0 +1,380 @@
+//! A node: binds its ports, starts its tasks, and ends them.
+//!
+//! Every task of a node, down to those of its QUIC connections, is spawned on one tracker, and two signals end them:
+//! `drain` (accept nothing more, end what was accepted) and then `abort` (give up what is left). So after
+//! [`Node::shutdown`] nothing of the node runs on, and its ports are free.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::address::{HostPort, NodeName};
+use crate::carrier::close;
+use crate::clients::ClientContext;
+use crate::config::{Config, LINK_PORT_OFFSET, Limits};
+use crate::link::listener::{ensure_link, listen};
+use crate::link::supervisor::LinkContext;
+use crate::message::settle_all;
+use crate::outcome::Code;
+use crate::router::Router;
+use crate::tls::{CLIENT_ALPN, LINK_ALPN, NodeTls};
+use crate::{endpoint, quic, tcp};
+
+/// How long the last words (answers, goodbyes) may take once everything has ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often the drain is looked at.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// A running node.
+///
+/// Dropping it without [`shutdown`](Self::shutdown) ends it at once: what is under way is lost, as in a crash.
+#[derive(Debug)]
+pub struct Node {
+    name: NodeName,
+    tcp: SocketAddr,
+    quic: SocketAddr,
+    link: SocketAddr,
+    grace: Duration,
+    tasks: Tasks,
+    links: Arc<LinkContext>,
+    clients: Arc<ClientContext>,
+    quic_endpoint: quinn::Endpoint,
+}
+
+/// Ends the tasks when it is dropped.
+#[derive(Debug)]
+struct Tasks {
+    tracker: TaskTracker,
+    drain: CancellationToken,
+    abort: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for token in [&self.drain, &self.abort, &self.stop] {
+            token.cancel();
+        }
+    }
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A port can't be bound.
+    #[error("can't bind {proto} {addr} ({flag}): {source}")]
+    Bind {
+        /// `TCP` or `UDP`.
+        proto: &'static str,
+        /// What was to be bound.
+        addr: HostPort,
+        /// The flag that names it.
+        flag: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The certificates are missing or wrong; the text says which file, what is wrong, and how to make it.
+    #[error("{0}")]
+    Certificates(String),
+    /// The configuration makes no sense.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl Node {
+    /// Binds the ports and starts. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When a port can't be bound, a certificate is missing or wrong, or the configuration makes no sense. Nothing is
+    /// left running then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        check(&config.limits)?;
+        let tcp_listener = bind_tcp(&config.tcp).await?;
+        let tcp_addr = local(tcp_listener.local_addr(), "TCP", &config.tcp, "--tcp")?;
+        let name = config.advertise.clone().unwrap_or_else(|| tcp_addr.into());
+        if let Some(peer) = config.peers.iter().find(|peer| peer.name == name) {
+            let text = format!("--peer {} is this node itself: name others only", peer.name);
+            return Err(StartError::Config(text));
+        }
+        let tls = NodeTls::load(&config.certs, &name).map_err(|error| StartError::Certificates(error.to_string()))?;
+
+        let at_quic = config
+            .quic
+            .clone()
+            .unwrap_or_else(|| config.tcp.with_port(tcp_addr.port()));
+        let quic_socket = bind_udp(&at_quic, "--quic").await?;
+        let quic_addr = local(quic_socket.local_addr(), "UDP", &at_quic, "--quic")?;
+        let at_link = match config.link.clone() {
+            Some(link) => link,
+            None => match quic_addr.port().checked_add(LINK_PORT_OFFSET) {
+                Some(port) => at_quic.with_port(port),
+                None => {
+                    let text = format!(
+                        "there is no port {LINK_PORT_OFFSET} above {}: say where links come in with --link HOST:PORT",
+                        quic_addr.port()
+                    );
+                    return Err(StartError::Config(text));
+                }
+            },
+        };
+        let link_socket = bind_udp(&at_link, "--link").await?;
+        let link_addr = local(link_socket.local_addr(), "UDP", &at_link, "--link")?;
+
+        let tasks = Tasks {
+            tracker: TaskTracker::new(),
+            drain: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        };
+        let tracker = &tasks.tracker;
+        let limits = config.limits;
+        let unusable = |at: &HostPort, flag: &'static str, source| StartError::Bind {
+            proto: "UDP",
+            addr: at.clone(),
+            flag,
+            source,
+        };
+        let quic_endpoint = endpoint::endpoint(
+            tls.endpoint_config(CLIENT_ALPN),
+            Some(endpoint::client_server(tls.client_server(), &limits)),
+            quic_socket,
+            tracker,
+        )
+        .map_err(|error| unusable(&at_quic, "--quic", error))?;
+        let link_endpoint = endpoint::endpoint(
+            tls.endpoint_config(LINK_ALPN),
+            Some(endpoint::link_server(tls.link_server(), &limits)),
+            link_socket,
+            tracker,
+        )
+        .map_err(|error| unusable(&at_link, "--link", error))?;
+
+        let router = Arc::new(Router::new(name.clone()));
+        let links = Arc::new(LinkContext {
+            router: Arc::clone(&router),
+            endpoint: link_endpoint.clone(),
+            client_config: endpoint::link_client(tls.link_client(), &limits),
+            cluster: tls.cluster().to_owned(),
+            epoch: rand::random(),
+            limits: limits.clone(),
+            stop: tasks.stop.clone(),
+        });
+        let clients = Arc::new(ClientContext {
+            router,
+            limits,
+            tracker: tracker.clone(),
+            drain: tasks.drain.clone(),
+            abort: tasks.abort.clone(),
+            connected: Arc::new(AtomicUsize::new(0)),
+        });
+        for peer in config.peers {
+            ensure_link(&links, tracker, &peer.name, Some(peer.link));
+        }
+        tracker.spawn(listen(link_endpoint, Arc::clone(&links), tracker.clone()));
+        tracker.spawn(quic::listen(quic_endpoint.clone(), Arc::clone(&clients)));
+        tracker.spawn(tcp::listen(tcp_listener, Arc::clone(&clients)));
+        info!(%name, tcp = %tcp_addr, quic = %quic_addr, link = %link_addr, "node up");
+        Ok(Self {
+            name,
+            tcp: tcp_addr,
+            quic: quic_addr,
+            link: link_addr,
+            grace: config.grace,
+            tasks,
+            links,
+            clients,
+            quic_endpoint,
+        })
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    /// Where legacy clients connect, TCP.
+    pub fn tcp_addr(&self) -> SocketAddr {
+        self.tcp
+    }
+
+    /// Where QUIC clients connect, UDP.
+    pub fn quic_addr(&self) -> SocketAddr {
+        self.quic
+    }
+
+    /// Where other nodes connect, UDP.
+    pub fn link_addr(&self) -> SocketAddr {
+        self.link
+    }
+
+    /// How many clients are connected.
+    pub fn clients(&self) -> usize {
+        self.clients.router.registry().len()
+    }
+
+    /// The nodes that this one has a link to which is up now.
+    pub fn linked(&self) -> Vec<NodeName> {
+        let links = self.clients.router.links();
+        links
+            .into_iter()
+            .filter(|link| link.is_up())
+            .map(|link| link.peer().clone())
+            .collect()
+    }
+
+    /// Stops accepting, delivers what was accepted, closes, and frees the ports. What has not ended when the grace of
+    /// the configuration is over is given up, and its senders are told.
+    ///
+    /// Says whether everything had ended in time.
+    pub async fn shutdown(self) -> bool {
+        let Self {
+            name,
+            grace,
+            tasks,
+            links,
+            clients,
+            quic_endpoint,
+            ..
+        } = self;
+        info!(%name, clients = clients.router.registry().len(), "shutting down");
+        let router = Arc::clone(&clients.router);
+        router.drain();
+        tasks.drain.cancel();
+
+        let deadline = Instant::now() + grace;
+        let all_ended = || router.registry().len() == 0 && router.links().iter().all(|link| link.exchange().is_idle());
+        while !all_ended() && Instant::now() < deadline {
+            sleep(DRAIN_LOOK).await;
+        }
+        let in_time = all_ended();
+        if !in_time {
+            warn!(%name, clients = router.registry().len(), "the grace is over: giving up what is left");
+            for link in router.links() {
+                settle_all(link.exchange().give_up(Code::ShuttingDown));
+            }
+            // Answers that this made get their chance to be written.
+            sleep(LAST_WORDS).await;
+            tasks.abort.cancel();
+        }
+        // The other nodes close once they have read all that was said before the goodbye.
+        for link in router.links() {
+            link.exchange().say_goodbye();
+        }
+        let said = async {
+            while router.links().iter().any(|link| link.is_up()) {
+                sleep(DRAIN_LOOK).await;
+            }
+        };
+        // Said or not, the links are closed.
+        let _ = timeout(LAST_WORDS, said).await;
+        tasks.abort.cancel();
+        tasks.stop.cancel();
+        let link_endpoint = links.endpoint.clone();
+        for endpoint in [&quic_endpoint, &link_endpoint] {
+            endpoint.close(close::DONE, b"the node shuts down");
+        }
+        // The last packets of each connection go out, or are waited for in vain.
+        let _ = timeout(LAST_WORDS, async {
+            quic_endpoint.wait_idle().await;
+            link_endpoint.wait_idle().await;
+        })
+        .await;
+        tasks.tracker.close();
+        let tracker = tasks.tracker.clone();
+        drop((tasks, links, clients, router, quic_endpoint, link_endpoint));
+        tracker.wait().await;
+        info!(%name, in_time, "node down");
+        in_time
+    }
+}
+
+fn check(limits: &Limits) -> Result<(), StartError> {
+    let legal = Limits::LEAST_MAX_MESSAGE..=Limits::MOST_MAX_MESSAGE;
+    if !legal.contains(&limits.max_message) {
+        return Err(StartError::Config(format!(
+            "--max-message {} is not from {} to {} bytes",
+            limits.max_message,
+            legal.start(),
+            legal.end()
+        )));
+    }
+    let bounds = [
+        ("--outbox-bytes", limits.outbox_bytes),
+        ("--conversation-bytes", limits.conversation_bytes),
+        ("--client-bytes", limits.client_bytes),
+        ("--client-messages", limits.client_messages),
+        ("--link-bytes", limits.link_bytes),
+        ("--link-messages", limits.link_messages),
+        ("--max-clients", limits.max_clients),
+    ];
+    match bounds.iter().find(|(_, bound)| *bound == 0) {
+        Some((flag, _)) => Err(StartError::Config(format!("{flag} is 0: nothing could ever pass"))),
+        None => Ok(()),
+    }
+}
+
+async fn resolve(at: &HostPort, proto: &'static str, flag: &'static str) -> Result<Vec<SocketAddr>, StartError> {
+    let failed = |source| StartError::Bind {
+        proto,
+        addr: at.clone(),
+        flag,
+        source,
+    };
+    let addrs: Vec<_> = tokio::net::lookup_host(at.as_str()).await.map_err(failed)?.collect();
+    if addrs.is_empty() {
+        return Err(failed(std::io::Error::other("the host has no address")));
+    }
+    Ok(addrs)
+}
+
+async fn bind_tcp(at: &HostPort) -> Result<TcpListener, StartError> {
+    let addrs = resolve(at, "TCP", "--tcp").await?;
+    TcpListener::bind(addrs.as_slice())
+        .await
+        .map_err(|source| StartError::Bind {
+            proto: "TCP",
+            addr: at.clone(),
+            flag: "--tcp",
+            source,
+        })
+}
+
+async fn bind_udp(at: &HostPort, flag: &'static str) -> Result<std::net::UdpSocket, StartError> {
+    let mut failure = std::io::Error::other("the host has no address");
+    for addr in resolve(at, "UDP", flag).await? {
+        match endpoint::bind_udp(addr) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failure = error,
+        }
+    }
+    Err(StartError::Bind {
+        proto: "UDP",
+        addr: at.clone(),
+        flag,
+        source: failure,
+    })
+}
+
+fn local(
+    addr: std::io::Result<SocketAddr>,
+    proto: &'static str,
+    at: &HostPort,
+    flag: &'static str,
+) -> Result<SocketAddr, StartError> {
+    addr.map_err(|source| StartError::Bind {
+        proto,
+        addr: at.clone(),
+        flag,
+        source,
+    })
+}

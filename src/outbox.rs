@@ -1,0 +1,260 @@
+//! The bounded queue of what is still to be written to one line client.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::message::{MESSAGE_OVERHEAD, Message, Ticket};
+use crate::outcome::Code;
+use crate::wire::line::{self, Format};
+
+/// What waits to be written to one client, as the bytes to write.
+///
+/// All lines stand in one buffer, which the writer swaps for an empty one; a message's ticket comes out once the last
+/// byte of its line was written.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    queue: Mutex<Queue>,
+    /// Something to write has come, or nothing will any more.
+    ready: Notify,
+    /// The writer has caught up with what was queued.
+    drained: Notify,
+    /// The most bytes of messages that may wait.
+    bound: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    format: Format,
+    /// Encoded lines that the writer has not taken.
+    buffer: Vec<u8>,
+    /// How many bytes were ever put in, and how many of those were written.
+    put: u64,
+    written: u64,
+    /// The messages among them, each with the position of its line's end.
+    messages: VecDeque<(u64, usize, Ticket)>,
+    /// What those count.
+    message_bytes: usize,
+    /// Bytes of lines that are no messages, still in `buffer`.
+    notices: usize,
+    state: State,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// Ends once all is written.
+    Finishing,
+    Closed,
+}
+
+impl Outbox {
+    /// An empty queue that takes messages up to `bound` bytes.
+    pub(crate) fn new(bound: usize) -> Self {
+        Self {
+            queue: Mutex::default(),
+            ready: Notify::new(),
+            drained: Notify::new(),
+            bound,
+        }
+    }
+
+    /// Queues a message's line.
+    pub(crate) fn push(&self, message: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        let mut queue = self.queue.lock();
+        if queue.state == State::Closed {
+            return Err((ticket, Code::RecipientGone));
+        }
+        // One message may go over, so that none is too large for ever.
+        if queue.message_bytes >= self.bound {
+            return Err((ticket, Code::RecipientFull));
+        }
+        let was_empty = queue.buffer.is_empty();
+        let before = queue.buffer.len();
+        let format = queue.format;
+        line::write_message(&mut queue.buffer, format, &message.from, &message.to, &message.body);
+        let length = queue.buffer.len() - before;
+        queue.put += length as u64;
+        let (end, size) = (queue.put, length + MESSAGE_OVERHEAD);
+        queue.message_bytes += size;
+        queue.messages.push_back((end, size, ticket));
+        drop(queue);
+        if was_empty {
+            self.ready.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Queues a line that is no message: the greeting, an error, a receipt. Passed over once the queue is closed.
+    pub(crate) fn push_notice(&self, write: impl FnOnce(&mut Vec<u8>, Format)) {
+        let mut queue = self.queue.lock();
+        if queue.state == State::Closed {
+            return;
+        }
+        let was_empty = queue.buffer.is_empty();
+        let before = queue.buffer.len();
+        let format = queue.format;
+        write(&mut queue.buffer, format);
+        let length = queue.buffer.len() - before;
+        queue.put += length as u64;
+        queue.notices += length;
+        drop(queue);
+        if was_empty {
+            self.ready.notify_one();
+        }
+    }
+
+    /// Changes how the lines to come are written.
+    pub(crate) fn set_format(&self, format: Format) {
+        self.queue.lock().format = format;
+    }
+
+    /// Waits until at most `limit` bytes of notices are queued. A client that asks and never reads is not read from.
+    pub(crate) async fn notices_below(&self, limit: usize) {
+        loop {
+            let drained = self.drained.notified();
+            if self.queue.lock().notices <= limit {
+                return;
+            }
+            drained.await;
+        }
+    }
+
+    /// For the writer: the next bytes to write; `None` when no more will come. Cancel safe.
+    pub(crate) async fn take(&self) -> Option<Vec<u8>> {
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                if !queue.buffer.is_empty() {
+                    queue.notices = 0;
+                    self.drained.notify_waiters();
+                    return Some(std::mem::take(&mut queue.buffer));
+                }
+                match queue.state {
+                    State::Open => {}
+                    State::Finishing => {
+                        queue.state = State::Closed;
+                        return None;
+                    }
+                    State::Closed => return None,
+                }
+            }
+            self.ready.notified().await;
+        }
+    }
+
+    /// For the writer: that many more bytes were written. Gives the tickets of messages that are out whole.
+    pub(crate) fn written(&self, bytes: usize) -> Vec<Ticket> {
+        let mut queue = self.queue.lock();
+        queue.written += bytes as u64;
+        let written = queue.written;
+        let whole = queue.messages.partition_point(|&(end, ..)| end <= written);
+        let mut tickets = Vec::with_capacity(whole);
+        let mut size = 0;
+        for (_, message_size, ticket) in queue.messages.drain(..whole) {
+            size += message_size;
+            tickets.push(ticket);
+        }
+        queue.message_bytes -= size;
+        tickets
+    }
+
+    /// Ends the queue once all that is in it, and comes until then, is written.
+    pub(crate) fn finish(&self) {
+        let mut queue = self.queue.lock();
+        if queue.state == State::Open {
+            queue.state = State::Finishing;
+        }
+        drop(queue);
+        self.ready.notify_one();
+    }
+
+    /// Ends the queue now. Gives the tickets of messages that were not written whole.
+    pub(crate) fn close(&self) -> Vec<Ticket> {
+        let mut queue = self.queue.lock();
+        queue.state = State::Closed;
+        queue.buffer = Vec::new();
+        queue.message_bytes = 0;
+        let messages = std::mem::take(&mut queue.messages);
+        drop(queue);
+        self.ready.notify_one();
+        self.drained.notify_waiters();
+        messages.into_iter().map(|(.., ticket)| ticket).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Settle, Tag};
+    use crate::outcome::Outcome;
+    use std::sync::Arc;
+
+    struct Nobody;
+    impl Settle for Nobody {
+        fn settle(&self, _: &[(Tag, Outcome)]) {}
+    }
+
+    fn ticket(number: u64) -> Ticket {
+        Ticket {
+            origin: Arc::new(Nobody),
+            tag: Tag { number, incarnation: 0 },
+        }
+    }
+
+    fn message(body: &str) -> Message {
+        Message {
+            from: "n:1:a".parse().unwrap(),
+            to: "n:1:b".parse().unwrap(),
+            body: body.to_owned().into(),
+        }
+    }
+
+    fn numbers(tickets: &[Ticket]) -> Vec<u64> {
+        tickets.iter().map(|ticket| ticket.tag.number).collect()
+    }
+
+    #[tokio::test]
+    async fn a_ticket_comes_out_with_the_last_byte_of_its_line() {
+        let outbox = Outbox::new(10_000);
+        outbox.push_notice(|out, _| out.extend_from_slice(b"hi\r\n"));
+        outbox.push(&message("1"), ticket(1)).unwrap();
+        outbox.push(&message("22"), ticket(2)).unwrap();
+        let bytes = outbox.take().await.unwrap();
+        assert_eq!(bytes, b"hi\r\nn:1:a say : 1\r\nn:1:a say : 22\r\n");
+        assert!(outbox.written(4).is_empty());
+        assert!(outbox.written(14).is_empty());
+        assert_eq!(numbers(&outbox.written(1)), [1]);
+        outbox.push(&message("3"), ticket(3)).unwrap();
+        assert_eq!(numbers(&outbox.close()), [2, 3]);
+        assert!(outbox.take().await.is_none());
+        let refused = outbox.push(&message("4"), ticket(4)).unwrap_err();
+        assert_eq!(refused.1, Code::RecipientGone);
+    }
+
+    #[tokio::test]
+    async fn the_bound_holds_and_lets_go() {
+        let outbox = Outbox::new(2 * MESSAGE_OVERHEAD);
+        outbox.push(&message("1"), ticket(1)).unwrap();
+        outbox.push(&message("2"), ticket(2)).unwrap();
+        assert_eq!(
+            outbox.push(&message("3"), ticket(3)).unwrap_err().1,
+            Code::RecipientFull
+        );
+        let bytes = outbox.take().await.unwrap();
+        assert_eq!(numbers(&outbox.written(bytes.len())), [1, 2]);
+        outbox.push(&message("3"), ticket(3)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn finishing_writes_what_is_there_first() {
+        let outbox = Outbox::new(10_000);
+        outbox.push(&message("1"), ticket(1)).unwrap();
+        outbox.finish();
+        outbox.push(&message("2"), ticket(2)).unwrap();
+        assert_eq!(outbox.take().await.unwrap().len(), 2 * "n:1:a say : 1\r\n".len());
+        assert!(outbox.take().await.is_none());
+    }
+}

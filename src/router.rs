@@ -1,0 +1,104 @@
+//! Where a message goes: to a client here, to the link of another node, or back to its sender with a refusal.
+//!
+//! One hop, no loops: what comes from a link goes to a client here or nowhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dashmap::DashMap;
+
+use crate::address::NodeName;
+use crate::link::Link;
+use crate::message::{Message, Ticket};
+use crate::outcome::{Code, Outcome};
+use crate::registry::Registry;
+
+/// What a node knows of where clients are: its own, and the nodes it is linked to.
+pub(crate) struct Router {
+    name: NodeName,
+    registry: Arc<Registry>,
+    links: DashMap<NodeName, Arc<Link>>,
+    draining: AtomicBool,
+}
+
+/// A message that has to wait for room on a link.
+#[derive(Debug)]
+pub(crate) struct Blocked {
+    pub(crate) message: Message,
+    pub(crate) ticket: Ticket,
+    pub(crate) link: Arc<Link>,
+}
+
+impl Router {
+    pub(crate) fn new(name: NodeName) -> Self {
+        Self {
+            name,
+            registry: Arc::new(Registry::new()),
+            links: DashMap::new(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// This node's name.
+    pub(crate) fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    /// The clients of this node.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The link to this node, if there is one.
+    pub(crate) fn link(&self, peer: &NodeName) -> Option<Arc<Link>> {
+        self.links.get(peer).map(|link| Arc::clone(&link))
+    }
+
+    /// The link to this node, made by `make` if there is none.
+    pub(crate) fn link_or_insert(&self, peer: &NodeName, make: impl FnOnce() -> Arc<Link>) -> Arc<Link> {
+        Arc::clone(&self.links.entry(peer.clone()).or_insert_with(make))
+    }
+
+    /// Every link there is.
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.links.iter().map(|link| Arc::clone(&link)).collect()
+    }
+
+    /// From now on messages of other nodes are refused: their recipients are about to be gone.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Passes on a message of a client here.
+    pub(crate) fn route(&self, message: Message, ticket: Ticket) -> Result<(), Blocked> {
+        if message.to.node == self.name {
+            self.deliver(message, ticket);
+            return Ok(());
+        }
+        let Some(link) = self.link(&message.to.node) else {
+            ticket.settle(Outcome::Refused(Code::NoSuchNode));
+            return Ok(());
+        };
+        link.submit(message, ticket)
+            .map_err(|(message, ticket)| Blocked { message, ticket, link })
+    }
+
+    /// Passes on a message of a client of another node.
+    pub(crate) fn deliver_from_link(&self, message: Message, ticket: Ticket) {
+        if self.draining.load(Ordering::Acquire) {
+            ticket.settle(Outcome::Refused(Code::ShuttingDown));
+        } else {
+            self.deliver(message, ticket);
+        }
+    }
+
+    fn deliver(&self, message: Message, ticket: Ticket) {
+        let pushed = match self.registry.get(&message.to.id) {
+            Some(client) => client.push(message, ticket),
+            None => Err((ticket, Code::NoSuchClient)),
+        };
+        if let Err((ticket, code)) = pushed {
+            ticket.settle(Outcome::Refused(code));
+        }
+    }
+}

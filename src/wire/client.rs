@@ -1,0 +1,336 @@
+//! What a node and a QUIC client write to each other: one message a stream, and JSON lines on the control stream.
+//!
+//! `docs/protocol.md` is the reference for other implementations.
+
+use std::borrow::Cow;
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::delivery::{Failure, Report};
+use crate::outcome::{Code, Outcome};
+
+/// The version of the client protocol that this node speaks.
+pub(crate) const VERSION: u32 = 1;
+
+/// The longest header line of a message, in bytes, with its line end.
+pub(crate) const MAX_HEADER: usize = 1024;
+
+/// The longest line on the control stream, in bytes. The longest that a node or the library sends is a report of 1,024
+/// ranges and 1,024 failures.
+pub(crate) const MAX_CONTROL_LINE: usize = 512 * 1024;
+
+/// A line a client writes on the control stream. Unknown keys are ignored, in every line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case")]
+pub(crate) enum FromClient {
+    /// The first line.
+    Hello {
+        /// The version of the protocol the client speaks.
+        version: u32,
+    },
+    /// How messages to the client ended: it took them, or refuses them.
+    Receipt(Receipt),
+    /// The client will say nothing more, and waits for the node to close the connection.
+    Goodbye,
+    /// A command of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// A line a node writes on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case")]
+pub(crate) enum FromNode {
+    /// Answers `hello`.
+    Welcome(Welcome),
+    /// How messages of the client ended.
+    Receipt(Receipt),
+    /// What the client did wrong; the connection is closed after it.
+    Error {
+        /// Which kind of error.
+        code: String,
+        /// What happened, and what to do next.
+        text: String,
+    },
+    /// The node is shutting down: it takes no more messages from this client.
+    GoingAway,
+    /// A command of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// What a client is told when it is let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// The version of the protocol spoken on this connection.
+    pub(crate) version: u32,
+    /// The client's address.
+    pub(crate) address: String,
+    /// The longest body, in bytes.
+    pub(crate) max_message: usize,
+    /// How much the client may have under way.
+    pub(crate) window: Window,
+}
+
+/// How much a client may have under way, that is sent and without a receipt.
+///
+/// A message counts with its body and [`MESSAGE_OVERHEAD`](crate::message::MESSAGE_OVERHEAD) bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    /// Messages in all.
+    pub(crate) messages: usize,
+    /// Bytes in all.
+    pub(crate) bytes: usize,
+    /// Bytes to one recipient.
+    pub(crate) conversation_bytes: usize,
+}
+
+/// How messages ended, as their receiver tells their sender.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Receipt {
+    /// First and last id of runs of delivered messages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    delivered: Vec<(u64, u64)>,
+    /// Messages that ended otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    failed: Vec<FailedMessage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FailedMessage {
+    id: u64,
+    status: Status,
+    code: Cow<'static, str>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    text: Cow<'static, str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Refused,
+    Unknown,
+}
+
+impl From<Report> for Receipt {
+    fn from(report: Report) -> Self {
+        let failed = report.failed.into_iter().filter_map(|Failure { number, outcome }| {
+            let (status, code) = match outcome {
+                Outcome::Refused(code) => (Status::Refused, code),
+                Outcome::Unknown(code) => (Status::Unknown, code),
+                Outcome::Delivered => return None,
+            };
+            Some(FailedMessage {
+                id: number,
+                status,
+                code: Cow::Borrowed(code.as_str()),
+                text: Cow::Borrowed(code.advice()),
+            })
+        });
+        Self {
+            failed: failed.collect(),
+            delivered: report.delivered,
+        }
+    }
+}
+
+impl From<Receipt> for Report {
+    fn from(receipt: Receipt) -> Self {
+        let failed = receipt.failed.into_iter().map(|failed| {
+            // A code of a later version: what it means is lost, that the message failed is not.
+            let code = failed.code.parse().unwrap_or(Code::ProtocolError);
+            Failure {
+                number: failed.id,
+                outcome: match failed.status {
+                    Status::Refused => Outcome::Refused(code),
+                    Status::Unknown => Outcome::Unknown(code),
+                },
+            }
+        });
+        Self {
+            failed: failed.collect(),
+            delivered: receipt.delivered,
+        }
+    }
+}
+
+/// The first line of a message's stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Header<'a> {
+    /// Who sent it; a node sets it, what a client writes there is not read.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) from: Option<Cow<'a, str>>,
+    /// Whom it is for.
+    #[serde(borrow)]
+    pub(crate) to: Cow<'a, str>,
+    /// The message's number on this connection and in this direction, from 1, by one.
+    pub(crate) id: u64,
+    /// The message that must be taken before this one; 0 or missing for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) after: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What is wrong with what the other side wrote.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("a message without a header line of at most {MAX_HEADER} bytes")]
+    NoHeader,
+    #[error("a control line over {MAX_CONTROL_LINE} bytes")]
+    LongLine,
+    #[error("a line that is not the JSON expected: {0}")]
+    BadJson(#[from] serde_json::Error),
+}
+
+/// Appends a message's header line; the body follows it to the stream's end.
+pub(crate) fn write_header(out: &mut BytesMut, number: u64, after: u64, from: Option<&Address>, to: &Address) {
+    let header = Header {
+        from: from.map(|from| Cow::Owned(from.to_string())),
+        to: Cow::Owned(to.to_string()),
+        id: number,
+        after,
+    };
+    write_line(out, &header);
+}
+
+/// Splits what there is of a message's stream into its header line and what follows. `None` while the line has not
+/// ended.
+pub(crate) fn split_header(stream: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
+    let head = stream.get(..stream.len().min(MAX_HEADER)).unwrap_or_default();
+    let Some(end) = memchr::memchr(b'\n', head) else {
+        return if stream.len() >= MAX_HEADER {
+            Err(Malformed::NoHeader)
+        } else {
+            Ok(None)
+        };
+    };
+    let line = stream.split_to(end);
+    stream.advance(1);
+    Ok(Some(line))
+}
+
+/// Appends one JSON line.
+pub(crate) fn write_line(out: &mut BytesMut, line: &impl Serialize) {
+    // Writing these types into memory can't fail: no map with other keys than text, no writer that errs.
+    if let Ok(json) = serde_json::to_vec(line) {
+        out.extend_from_slice(&json);
+        out.extend_from_slice(b"\n");
+    }
+}
+
+/// Takes a line of JSON off the front; `None` while it is not all there.
+pub(crate) fn read_line<L: for<'de> Deserialize<'de>>(buffer: &mut BytesMut) -> Result<Option<L>, Malformed> {
+    let Some(end) = memchr::memchr(b'\n', buffer) else {
+        return if buffer.len() > MAX_CONTROL_LINE {
+            Err(Malformed::LongLine)
+        } else {
+            Ok(None)
+        };
+    };
+    let line = buffer.split_to(end + 1);
+    if line.len() > MAX_CONTROL_LINE {
+        return Err(Malformed::LongLine);
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn line(value: &impl Serialize) -> String {
+        let mut out = BytesMut::new();
+        write_line(&mut out, value);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn lines_are_these_bytes() {
+        assert_eq!(
+            line(&FromClient::Hello { version: 1 }),
+            "{\"cmd\":\"hello\",\"version\":1}\n"
+        );
+        let welcome = FromNode::Welcome(Welcome {
+            version: 1,
+            address: "127.0.0.1:1215:123456".to_owned(),
+            max_message: 100,
+            window: Window {
+                messages: 10,
+                bytes: 1000,
+                conversation_bytes: 500,
+            },
+        });
+        assert_eq!(
+            line(&welcome),
+            "{\"cmd\":\"welcome\",\"version\":1,\"address\":\"127.0.0.1:1215:123456\",\"max_message\":100,\
+             \"window\":{\"messages\":10,\"bytes\":1000,\"conversation_bytes\":500}}\n"
+        );
+        assert_eq!(line(&FromNode::GoingAway), "{\"cmd\":\"going-away\"}\n");
+        let report = Report {
+            delivered: vec![(1, 3), (5, 5)],
+            failed: vec![Failure {
+                number: 4,
+                outcome: Outcome::Unknown(Code::RecipientGone),
+            }],
+        };
+        let receipt = FromNode::Receipt(report.clone().into());
+        let text = line(&receipt);
+        assert!(
+            text.starts_with(
+                "{\"cmd\":\"receipt\",\"delivered\":[[1,3],[5,5]],\
+                 \"failed\":[{\"id\":4,\"status\":\"unknown\",\"code\":\"recipient-gone\",\"text\":\""
+            ),
+            "{text}"
+        );
+        let Some(FromNode::Receipt(back)) = read_line(&mut BytesMut::from(text.as_str())).unwrap() else {
+            panic!("{text}");
+        };
+        assert_eq!(Report::from(back), report);
+    }
+
+    #[test]
+    fn a_message_is_a_line_and_its_body() {
+        let (from, to) = ("a:1:1".parse().unwrap(), "b:2:bob".parse().unwrap());
+        let mut out = BytesMut::new();
+        write_header(&mut out, 7, 5, Some(&from), &to);
+        assert_eq!(
+            &out[..],
+            b"{\"from\":\"a:1:1\",\"to\":\"b:2:bob\",\"id\":7,\"after\":5}\n"
+        );
+        out.extend_from_slice(b"\nbody");
+        let mut stream = out.freeze();
+        let header = split_header(&mut stream).unwrap().unwrap();
+        let header: Header<'_> = serde_json::from_slice(&header).unwrap();
+        assert_eq!((header.id, header.after, &stream[..]), (7, 5, &b"\nbody"[..]));
+    }
+
+    #[test]
+    fn what_is_too_long_or_unknown() {
+        let mut stream = Bytes::from(vec![b'x'; MAX_HEADER]);
+        assert!(matches!(split_header(&mut stream), Err(Malformed::NoHeader)));
+        let mut control = BytesMut::from(&vec![b' '; MAX_CONTROL_LINE + 1][..]);
+        assert!(matches!(read_line::<FromNode>(&mut control), Err(Malformed::LongLine)));
+        let mut control =
+            BytesMut::from("{\"cmd\":\"dance\",\"with\":[1]}\n{\"cmd\":\"hello\",\"version\":2,\"x\":{}}\n");
+        assert_eq!(read_line::<FromClient>(&mut control).unwrap(), Some(FromClient::Other));
+        assert_eq!(read_line(&mut control).unwrap(), Some(FromClient::Hello { version: 2 }));
+        assert_eq!(read_line::<FromClient>(&mut control).unwrap(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = split_header(&mut Bytes::from(bytes.clone()));
+            let _ = read_line::<FromClient>(&mut BytesMut::from(&bytes[..]));
+            let _ = read_line::<FromNode>(&mut BytesMut::from(&bytes[..]));
+            let _ = serde_json::from_slice::<Header<'_>>(&bytes);
+        }
+    }
+}
