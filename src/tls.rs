@@ -766,9 +766,6 @@ mod tests {
             ("node-ca.pem", "no certificate", |dir| {
                 std::fs::write(dir.join("node-ca.pem"), "nothing").unwrap();
             }),
-            ("client-ca.pem", "no certificate", |dir| {
-                std::fs::write(dir.join("client-ca.pem"), "").unwrap();
-            }),
             (PEM, "no such file", |dir| {
                 std::fs::remove_file(dir.join(PEM)).unwrap();
                 std::fs::remove_file(dir.join(KEY)).unwrap();
