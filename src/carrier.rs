@@ -138,6 +138,15 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// Whether one of the two sides has simply gone, and said so.
+    pub(crate) fn is_farewell(&self) -> bool {
+        match self {
+            Self::Lost(ConnectionError::LocallyClosed) => true,
+            Self::Lost(ConnectionError::ApplicationClosed(closed)) => closed.error_code == close::DONE,
+            _ => false,
+        }
+    }
+
     /// The code and the reason to close the connection with.
     fn close_code(&self) -> VarInt {
         match self {

@@ -101,7 +101,17 @@ impl Node {
         check(&config.limits)?;
         let tcp_listener = bind_tcp(&config.tcp).await?;
         let tcp_addr = local(tcp_listener.local_addr(), "TCP", &config.tcp, "--tcp")?;
-        let name = config.advertise.clone().unwrap_or_else(|| tcp_addr.into());
+        let name = match config.advertise.clone() {
+            Some(name) => name,
+            None if tcp_addr.ip().is_unspecified() => {
+                let text = format!(
+                    "nobody can reach a node by {}: say what its clients know it by with --advertise HOST:PORT",
+                    tcp_addr.ip()
+                );
+                return Err(StartError::Config(text));
+            }
+            None => tcp_addr.into(),
+        };
         if let Some(peer) = config.peers.iter().find(|peer| peer.name == name) {
             let text = format!("--peer {} is this node itself: name others only", peer.name);
             return Err(StartError::Config(text));

@@ -247,7 +247,12 @@ impl Supervisor {
         let Some(active) = self.active.take() else {
             return;
         };
-        warn!(peer = %self.link.peer(), "link down: {ended}");
+        let peer = self.link.peer();
+        if ended.is_farewell() {
+            info!(%peer, "link down: the node has said goodbye");
+        } else {
+            warn!(%peer, "link down: {ended}");
+        }
         self.link.adoption.lock().lost();
         self.link.exchange().disconnected(active.heard.at());
         self.dial_at = Instant::now() + self.backoff.next(rand::random());
