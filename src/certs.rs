@@ -60,8 +60,14 @@ pub fn node_stem(name: &NodeName) -> String {
     format!("node-{}-{}", name.host().replace(':', "_"), name.port())
 }
 
-/// The URI that names a node in its certificate.
+/// The URI that names a node in its certificate. Colons and brackets are percent-encoded, for libraries that look for a
+/// port or an IPv6 address in any part of a URI.
 pub(crate) fn node_uri(cluster: &str, name: &NodeName) -> String {
+    let name = name
+        .as_str()
+        .replace('[', "%5B")
+        .replace(']', "%5D")
+        .replace(':', "%3A");
     format!("{URI_SCHEME}{cluster}/node/{name}")
 }
 

@@ -36,6 +36,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the last packets may take when a client closes.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// The end of a message that arrived and that the program will not see.
+const NOT_SEEN: Outcome = Outcome::Refused(Code::RecipientGone);
+
 /// A client of a node, connected over QUIC.
 ///
 /// All methods take `&self`, so one task can receive while others send. Dropping a client closes its connection at
@@ -337,6 +340,16 @@ impl Client {
             }
             ended.await;
         }
+        // What came and was never given by `receive` will not be seen: its senders are told so.
+        self.shared.events.lock().take();
+        {
+            let mut events = self.events.lock().await;
+            while let Some(queued) = events.recv().await {
+                if let Queued::Message(tag, _) = queued {
+                    self.shared.exchange.finish(&[(tag, NOT_SEEN)]);
+                }
+            }
+        }
         // The node closes once it has read what comes before the goodbye.
         self.shared.exchange.say_goodbye();
         let _ = timeout(LAST_WORD, self.connection.closed()).await;
@@ -410,10 +423,11 @@ impl Shared {
         self.ended.notify_waiters();
     }
 
-    fn queue(&self, event: Queued) {
-        if let Some(events) = &*self.events.lock() {
-            // Fails only when the client is dropped.
-            let _ = events.send(event);
+    /// Queues what `receive` is to give. Says whether it may still come to that: not when the client is closing.
+    fn queue(&self, event: Queued) -> bool {
+        match &*self.events.lock() {
+            Some(events) => events.send(event).is_ok(),
+            None => false,
         }
     }
 }
@@ -432,6 +446,8 @@ async fn carry(shared: Arc<Shared>, connection: Connection, control: ControlStre
         },
         handler: &handler,
         max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
+        // Its own node is trusted with this.
+        max_unfinished: usize::MAX,
         liveness: None,
         heard: &heard,
     };
@@ -487,7 +503,9 @@ impl Handler<usize> for ClientHandler<'_> {
                         to: message.to,
                         body: message.body,
                     };
-                    self.shared.queue(Queued::Message(tag, message));
+                    if !self.shared.queue(Queued::Message(tag, message)) {
+                        self.shared.exchange.finish(&[(tag, NOT_SEEN)]);
+                    }
                 }
                 Err(code) => self.shared.exchange.finish(&[(tag, Outcome::Refused(code))]),
             }

@@ -30,7 +30,7 @@ pub(crate) struct ToPassOn {
 #[derive(Debug)]
 pub(crate) struct Exchange<T> {
     endpoint: Mutex<Endpoint<Message, T, Incoming>>,
-    /// When a message last ended, or the first of those that are unsettled came.
+    /// When the message that is the oldest unsettled one now became that.
     progress: Mutex<Instant>,
     /// There may be something to transmit.
     transmit: Notify,
@@ -112,15 +112,19 @@ impl<T> Exchange<T> {
     /// A control frame has come; gives the messages that ended by it.
     pub(crate) fn control(&self, control: Control) -> Result<Settled<T>, Violation> {
         let mut endpoint = self.endpoint.lock();
+        let oldest = endpoint.sender.oldest();
         endpoint.control(control)?;
+        let moved = endpoint.sender.oldest() != oldest;
         let settled = endpoint.sender.drain_settled();
         let wants_transmit = endpoint.sender.wants_transmit();
         drop(endpoint);
         if wants_transmit {
             self.transmit.notify_one();
         }
-        if !settled.is_empty() {
+        if moved {
             *self.progress.lock() = Instant::now();
+        }
+        if !settled.is_empty() {
             self.room.notify_waiters();
         }
         Ok(settled)
@@ -137,6 +141,7 @@ impl<T> Exchange<T> {
     pub(crate) fn connected_afresh(&self) -> Result<(), Violation> {
         let mut endpoint = self.endpoint.lock();
         endpoint.connected();
+        endpoint.receiver.forget_what_is_told();
         endpoint.poll_control(false);
         endpoint.control(Control::Sync(RangeSet::new()))
     }
@@ -189,7 +194,7 @@ impl<T> Exchange<T> {
         self.control.notify_one();
     }
 
-    /// Waits until the other side has ended none of what is unsettled for as long as `stall`.
+    /// Waits until the other side has left the oldest unsettled message without an end for as long as `stall`.
     pub(crate) async fn stalled(&self, stall: Duration) {
         loop {
             let since = *self.progress.lock();

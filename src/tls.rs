@@ -26,7 +26,7 @@ use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use webpki::EndEntityCert;
 
 use crate::address::NodeName;
-use crate::certs::{CLIENT_CA, DEFAULT_CLUSTER, NODE_CA, URI_SCHEME, is_cluster, node_stem};
+use crate::certs::{CLIENT_CA, DEFAULT_CLUSTER, NODE_CA, URI_SCHEME, is_cluster, node_stem, node_uri};
 
 /// The ALPN of links.
 pub(crate) const LINK_ALPN: &[u8] = b"trunkline-link/1";
@@ -196,13 +196,18 @@ fn name_in_certificate(leaf: &EndEntityCert<'_>) -> Result<(String, NodeName), P
     }
 }
 
-/// Reads `trunkline://CLUSTER/node/HOST:PORT`, in its one canonical spelling.
+/// Reads `trunkline://CLUSTER/node/HOST%3APORT`, in its one canonical spelling.
 pub(crate) fn parse_node_uri(uri: &str) -> Result<(&str, NodeName), PeerError> {
     let parts = || {
         let (cluster, path) = uri.strip_prefix(URI_SCHEME)?.split_once('/')?;
         let text = path.strip_prefix("node/")?;
-        let name: NodeName = text.parse().ok()?;
-        (is_cluster(cluster) && name.as_str() == text).then_some((cluster, name))
+        let name: NodeName = text
+            .replace("%3A", ":")
+            .replace("%5B", "[")
+            .replace("%5D", "]")
+            .parse()
+            .ok()?;
+        (is_cluster(cluster) && node_uri(cluster, &name) == uri).then_some((cluster, name))
     };
     parts().ok_or(PeerError::NoNode)
 }
@@ -216,7 +221,7 @@ pub(crate) enum PeerError {
     /// There is no URI in it, or several.
     #[error("the certificate does not have exactly one URI name")]
     NotOneUri,
-    /// The URI is not `trunkline://CLUSTER/node/HOST:PORT`.
+    /// The URI is not `trunkline://CLUSTER/node/HOST%3APORT`.
     #[error("the URI in the certificate names no node")]
     NoNode,
     /// The node is one of another cluster.
@@ -684,9 +689,9 @@ mod tests {
     #[test]
     fn what_names_a_node() {
         for (uri, cluster, node) in [
-            ("trunkline://trunkline/node/127.0.0.1:1215", "trunkline", A),
-            ("trunkline://eu-1.x/node/[::1]:1", "eu-1.x", "[::1]:1"),
-            ("trunkline://C/node/relay.example.com:9", "C", "relay.example.com:9"),
+            ("trunkline://trunkline/node/127.0.0.1%3A1215", "trunkline", A),
+            ("trunkline://eu-1.x/node/%5B%3A%3A1%5D%3A1", "eu-1.x", "[::1]:1"),
+            ("trunkline://C/node/relay.example.com%3A9", "C", "relay.example.com:9"),
         ] {
             assert_eq!(parse_node_uri(uri), Ok((cluster, name(node))));
             assert_eq!(crate::certs::node_uri(cluster, &name(node)), uri);
@@ -694,36 +699,36 @@ mod tests {
         for hostile in [
             "",
             "trunkline://",
-            "trunkline:///node/127.0.0.1:1215",
+            "trunkline:///node/127.0.0.1%3A1215",
             "trunkline://trunkline/client/client",
-            "trunkline://trunkline/client/node/127.0.0.1:1215",
+            "trunkline://trunkline/client/node/127.0.0.1%3A1215",
             "trunkline://trunkline/node/",
-            "trunkline://trunkline/node//127.0.0.1:1215",
-            "trunkline://trunkline/node/127.0.0.1:1215/",
-            "trunkline://trunkline/node/127.0.0.1:1215?x",
-            "trunkline://trunkline/node/127.0.0.1:1215#x",
-            "trunkline://trunkline/node/127.0.0.1:1215:123456",
-            "trunkline://trunkline/node/127.0.0.1:01215",
-            "trunkline://trunkline/node/127.0.0.1:0",
+            "trunkline://trunkline/node//127.0.0.1%3A1215",
+            "trunkline://trunkline/node/127.0.0.1%3A1215/",
+            "trunkline://trunkline/node/127.0.0.1%3A1215?x",
+            "trunkline://trunkline/node/127.0.0.1%3A1215#x",
+            "trunkline://trunkline/node/127.0.0.1%3A1215%3A123456",
+            "trunkline://trunkline/node/127.0.0.1%3A01215",
+            "trunkline://trunkline/node/127.0.0.1%3A0",
             "trunkline://trunkline/node/127.0.0.1",
-            "trunkline://trunkline/node/[0:0:0:0:0:0:0:1]:1215",
-            "trunkline://trunkline/node/[::1%251]:1215",
-            "trunkline://trunkline/node/Relay.example.com:1215",
-            "trunkline://trunkline/node/127.0.0.1:1215\0",
-            "trunkline://trunkline/node/ 127.0.0.1:1215",
-            "trunkline://trunkline/node/%31.example.com:1215",
+            "trunkline://trunkline/node/%5B0%3A0%3A0%3A0%3A0%3A0%3A0%3A1%5D%3A1215",
+            "trunkline://trunkline/node/%5B%3A%3A1%251%5D%3A1215",
+            "trunkline://trunkline/node/Relay.example.com%3A1215",
+            "trunkline://trunkline/node/127.0.0.1%3A1215\0",
+            "trunkline://trunkline/node/ 127.0.0.1%3A1215",
+            "trunkline://trunkline/node/%31.example.com%3A1215",
             "trunkline://trunkline/NODE/127.0.0.1:1215",
-            "trunkline://trunkline/../node/127.0.0.1:1215",
-            "trunkline://user@trunkline/node/127.0.0.1:1215",
-            "trunkline://trunkline:443/node/127.0.0.1:1215",
-            "Trunkline://trunkline/node/127.0.0.1:1215",
-            " trunkline://trunkline/node/127.0.0.1:1215",
-            "https://trunkline/node/127.0.0.1:1215",
-            "spiffe://trunkline/node/127.0.0.1:1215",
+            "trunkline://trunkline/../node/127.0.0.1%3A1215",
+            "trunkline://user@trunkline/node/127.0.0.1%3A1215",
+            "trunkline://trunkline:443/node/127.0.0.1%3A1215",
+            "Trunkline://trunkline/node/127.0.0.1%3A1215",
+            " trunkline://trunkline/node/127.0.0.1%3A1215",
+            "https://trunkline/node/127.0.0.1%3A1215",
+            "spiffe://trunkline/node/127.0.0.1%3A1215",
         ] {
             assert_eq!(parse_node_uri(hostile), Err(PeerError::NoNode), "{hostile:?}");
         }
-        let long = format!("trunkline://{}/node/127.0.0.1:1215", "x".repeat(64));
+        let long = format!("trunkline://{}/node/127.0.0.1%3A1215", "x".repeat(64));
         assert_eq!(parse_node_uri(&long), Err(PeerError::NoNode));
     }
 
@@ -735,7 +740,7 @@ mod tests {
         let key = KeyPair::from_pem(&read("node-127.0.0.1-1215.key")).unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![
-            uri("trunkline://trunkline/node/127.0.0.1:1215"),
+            uri("trunkline://trunkline/node/127.0.0.1%3A1215"),
             SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
         ];
         params.extended_key_usages = vec![
@@ -816,7 +821,7 @@ mod tests {
                 reissue(dir, |params| {
                     params
                         .subject_alt_names
-                        .push(uri("trunkline://trunkline/node/127.0.0.1:1216"));
+                        .push(uri("trunkline://trunkline/node/127.0.0.1%3A1216"));
                 });
             }),
             (PEM, "exactly one URI", |dir| {

@@ -118,6 +118,11 @@ impl<M, T> Sender<M, T> {
         self.unsettled.len() == 0
     }
 
+    /// The number of the oldest message that is unsettled.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.unsettled.first()
+    }
+
     /// Changes the bounds, for messages to come.
     pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
         self.bounds = bounds;

@@ -1,0 +1,39 @@
+# shellcheck shell=bash
+# What the scripts share. To be sourced, from bash, with `set -euo pipefail`.
+
+# Prints a heading.
+heading() {
+    printf '\n=== %s\n' "$*"
+}
+
+# Says what is wrong, and ends the script.
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# Installs Debian packages as root, or by sudo; where neither can be, says what to install.
+#   install_packages WHY PACKAGE…
+install_packages() {
+    local why="$1" as_root=()
+    shift
+    command -v apt-get >/dev/null || die "$why; install what Debian calls: $*"
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null || die "$why; as root: apt-get install -y $*"
+        as_root=(sudo)
+    fi
+    heading "Installing $*: $why"
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+}
+
+# Makes sure that Rust code can be built here.
+need_rust() {
+    if ! command -v cargo >/dev/null && [[ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]]; then
+        export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    fi
+    command -v cargo >/dev/null \
+        || die "cargo is missing. Get Rust 1.95 or later as https://rustup.rs says, open a new shell, and run this again"
+    # Rust links with it, and the cryptography is partly C.
+    command -v cc >/dev/null || install_packages "a C compiler is missing" gcc libc6-dev
+}

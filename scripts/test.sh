@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Everything that is checked before a change goes in; stops at the first failure:
+#   scripts/test.sh
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+
+totals="$(mktemp)"
+trap 'rm -f "$totals"' EXIT
+
+# git may refuse a directory of another owner; here it only reads.
+repo() {
+    git -c safe.directory="$PWD" "$@"
+}
+
+heading "What the tests need"
+need_rust
+# The tests talk to nodes as people do: with the real programs.
+if ! command -v nc >/dev/null || ! { nc -h 2>&1 || true; } | grep -q OpenBSD || ! command -v telnet >/dev/null; then
+    install_packages "OpenBSD's nc or telnet is missing" netcat-openbsd telnet
+fi
+for component in fmt clippy; do
+    if ! cargo "$component" --version >/dev/null 2>&1; then
+        name="${component/fmt/rustfmt}"
+        command -v rustup >/dev/null || die "cargo $component is missing: install $name for your Rust"
+        rustup component add "$name"
+    fi
+done
+rustc --version
+if cargo nextest --version >/dev/null 2>&1; then
+    runner=(cargo nextest run --locked)
+    echo "tests run with cargo-nextest"
+else
+    runner=(cargo test --lib --bins --tests --examples --locked)
+    echo "tests run with cargo test (cargo-nextest is not there)"
+fi
+
+heading "The repository"
+for script in scripts/*.sh .ci/run; do
+    bash -n "$script"
+done
+echo "the scripts parse"
+if command -v git >/dev/null && repo rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    if repo ls-files certs | grep -vxE 'certs/(README\.md|\.gitignore)'; then
+        die "these are in git: certs/ keeps README.md and .gitignore, and nothing else"
+    fi
+    if repo grep --cached -lE '^-----BEGIN [A-Z ]*PRIVATE KEY-----'; then
+        die "these files in git hold a private key"
+    fi
+    if repo log --all --diff-filter=A --format= --name-only -- '*.key' | grep .; then
+        die "these keys are in git's history"
+    fi
+    echo "git holds no key, and of certs/ only what explains it"
+else
+    echo "not a git work tree: what is in git is not checked"
+fi
+
+heading "Format"
+cargo fmt --check
+echo "formatted"
+
+heading "Clippy"
+cargo clippy --all-targets --locked -- -D warnings
+
+heading "Documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
+
+heading "Tests: ${runner[*]}"
+"${runner[@]}" 2>&1 | tee "$totals"
+
+heading "Documentation's examples: cargo test --doc"
+cargo test --doc --locked 2>&1 | tee -a "$totals"
+
+heading "All passed"
+grep -E '^ *Summary |^test result: ' "$totals"
