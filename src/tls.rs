@@ -694,7 +694,7 @@ mod tests {
             ("trunkline://C/node/relay.example.com%3A9", "C", "relay.example.com:9"),
         ] {
             assert_eq!(parse_node_uri(uri), Ok((cluster, name(node))));
-            assert_eq!(crate::certs::node_uri(cluster, &name(node)), uri);
+            assert_eq!(node_uri(cluster, &name(node)), uri);
         }
         for hostile in [
             "",
