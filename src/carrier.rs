@@ -6,7 +6,6 @@
 //! All of it runs in the caller's task, as futures joined together: when the returned future is dropped, nothing goes
 //! on.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -196,32 +195,10 @@ pub(crate) struct Carrier<'a, T, C, H> {
     pub(crate) handler: &'a H,
     /// The most bytes of a message's stream.
     pub(crate) max_stream: usize,
-    /// The most bytes of streams that have not ended.
-    pub(crate) max_unfinished: usize,
     /// `None`: QUIC's own idle timeout is enough.
     pub(crate) liveness: Option<Liveness>,
     /// When the other side was last heard of.
     pub(crate) heard: &'a Heard,
-}
-
-/// What has come of one stream that has not ended, counted with the others.
-struct Counted<'a> {
-    all: &'a AtomicUsize,
-    own: usize,
-}
-
-impl Counted<'_> {
-    /// Counts so many bytes more; gives the bytes of all streams.
-    fn add(&mut self, bytes: usize) -> usize {
-        self.own += bytes;
-        self.all.fetch_add(bytes, Ordering::Relaxed) + bytes
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.own, Ordering::Relaxed);
-    }
 }
 
 /// When the other side was last heard of, readable while the carrier runs.
@@ -306,11 +283,10 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     }
 
     async fn receive_messages(&self) -> Result<Ended, Ended> {
-        let unfinished = AtomicUsize::new(0);
         let mut reads = FuturesUnordered::new();
         loop {
             tokio::select! {
-                stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?, &unfinished)),
+                stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?)),
                 Some(arrived) = reads.next() => {
                     let arrived: Arrived = arrived?;
                     self.heard.touch();
@@ -323,11 +299,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         }
     }
 
-    async fn read_stream(&self, mut stream: RecvStream, unfinished: &AtomicUsize) -> Result<Arrived, Ended> {
-        let mut counted = Counted {
-            all: unfinished,
-            own: 0,
-        };
+    async fn read_stream(&self, mut stream: RecvStream) -> Result<Arrived, Ended> {
         let mut whole = Bytes::new();
         let mut pieces = BytesMut::new();
         let reset = |error| match error {
@@ -335,9 +307,6 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
             error => Ended::from(error),
         };
         while let Some(chunk) = stream.read_chunk(usize::MAX, true).await.map_err(reset)? {
-            if counted.add(chunk.bytes.len()) > self.max_unfinished {
-                return Err(Violation::OverBounds.into());
-            }
             if whole.is_empty() && pieces.is_empty() {
                 whole = chunk.bytes;
             } else {

@@ -446,8 +446,6 @@ async fn carry(shared: Arc<Shared>, connection: Connection, control: ControlStre
         },
         handler: &handler,
         max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
-        // Its own node is trusted with this.
-        max_unfinished: usize::MAX,
         liveness: None,
         heard: &heard,
     };

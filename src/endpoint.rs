@@ -32,7 +32,7 @@ const UDP_BUFFER: usize = 4 << 20;
 const LINK_STREAMS: u32 = 4096;
 
 /// The same for a client: about 61 KiB a connection, 2,500 messages a second at 50 ms.
-pub(crate) const CLIENT_STREAMS: u32 = 128;
+const CLIENT_STREAMS: u32 = 128;
 
 /// Bytes in flight on a link, each way: 320 MB/s at a round trip of 50 ms.
 const LINK_WINDOW: u32 = 16 << 20;

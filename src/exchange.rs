@@ -141,7 +141,6 @@ impl<T> Exchange<T> {
     pub(crate) fn connected_afresh(&self) -> Result<(), Violation> {
         let mut endpoint = self.endpoint.lock();
         endpoint.connected();
-        endpoint.receiver.forget_what_is_told();
         endpoint.poll_control(false);
         endpoint.control(Control::Sync(RangeSet::new()))
     }

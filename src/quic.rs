@@ -15,7 +15,6 @@ use crate::address::Address;
 use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close};
 use crate::clients::ClientContext;
 use crate::delivery::{Bounds, Control};
-use crate::endpoint::CLIENT_STREAMS;
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
 use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
@@ -206,8 +205,6 @@ async fn serve(connection: Connection, mut control: ControlStream, context: &Cli
         },
         handler: &handler,
         max_stream: wire::MAX_HEADER + limits.max_message,
-        // What a client that keeps to its window may have under way, and the headers of as many streams as it may open.
-        max_unfinished: window.bytes + limits.max_message + (1 + CLIENT_STREAMS as usize) * wire::MAX_HEADER,
         liveness: None,
         heard: &heard,
     };

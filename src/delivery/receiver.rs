@@ -46,8 +46,6 @@ pub(crate) struct Receiver<M> {
     failures: BTreeMap<u64, Outcome>,
     /// The failed numbers of each report that was told on the present connection and is not confirmed.
     told: VecDeque<Vec<u64>>,
-    /// Whether ends are kept until the sender confirms them: only where another connection can follow this one.
-    lasting: bool,
     /// What the sender confirmed last: every number below `below` is settled there.
     confirmed: Confirm,
     /// What is still to be told on the present connection.
@@ -66,7 +64,6 @@ impl<M> Receiver<M> {
             ended: RangeSet::new(),
             failures: BTreeMap::new(),
             told: VecDeque::new(),
-            lasting: true,
             confirmed: Confirm::default(),
             report: Report::default(),
             incarnation: 0,
@@ -166,14 +163,8 @@ impl<M> Receiver<M> {
             delivered: some_of(&mut self.report.delivered),
             failed: some_of(&mut self.report.failed),
         };
-        if self.lasting {
-            self.told
-                .push_back(report.failed.iter().map(|failure| failure.number).collect());
-        } else {
-            for failure in &report.failed {
-                self.failures.remove(&failure.number);
-            }
-        }
+        self.told
+            .push_back(report.failed.iter().map(|failure| failure.number).collect());
         Some(report)
     }
 
@@ -225,11 +216,6 @@ impl<M> Receiver<M> {
                 self.report.delivered.push((first, end - 1));
             }
         }
-    }
-
-    /// There will be no other connection: what is told need not be remembered.
-    pub(crate) fn forget_what_is_told(&mut self) {
-        self.lasting = false;
     }
 
     /// The connection is lost. What was held back will come again.

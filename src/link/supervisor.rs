@@ -221,7 +221,6 @@ impl Supervisor {
             router: Arc::clone(&self.context.router),
             connection: connection.clone(),
         };
-        let link_bytes = self.context.limits.link_bytes;
         let carrying = {
             let (connection, heard) = (connection.clone(), Arc::clone(&heard));
             async move {
@@ -229,7 +228,6 @@ impl Supervisor {
                     connection: &connection,
                     exchange: handler.link.exchange(),
                     max_stream: codec.max_message + wire::MAX_HEADER,
-                    max_unfinished: link_bytes + codec.max_message + wire::MAX_HEADER,
                     codec: &codec,
                     handler: &handler,
                     liveness: Some(Liveness { ping: PING, silence }),
