@@ -140,6 +140,7 @@ impl<T> Exchange<T> {
     /// say about that goes unsaid.
     pub(crate) fn connected_afresh(&self) -> Result<(), Violation> {
         let mut endpoint = self.endpoint.lock();
+        endpoint.receiver.tell_once();
         endpoint.connected();
         endpoint.poll_control(false);
         endpoint.control(Control::Sync(RangeSet::new()))

@@ -51,6 +51,8 @@ pub(crate) struct Receiver<M> {
     /// What is still to be told on the present connection.
     report: Report,
     incarnation: u32,
+    /// There is one connection and no other, so what was told is known.
+    tells_once: bool,
 }
 
 impl<M> Receiver<M> {
@@ -67,7 +69,14 @@ impl<M> Receiver<M> {
             confirmed: Confirm::default(),
             report: Report::default(),
             incarnation: 0,
+            tells_once: false,
         }
+    }
+
+    /// There will be no other connection than the one to come: what is told on it need not be kept, and the sender does
+    /// not confirm it.
+    pub(crate) fn tell_once(&mut self) {
+        self.tells_once = true;
     }
 
     /// What has been taken, to be told when a connection comes.
@@ -163,8 +172,14 @@ impl<M> Receiver<M> {
             delivered: some_of(&mut self.report.delivered),
             failed: some_of(&mut self.report.failed),
         };
-        self.told
-            .push_back(report.failed.iter().map(|failure| failure.number).collect());
+        if self.tells_once {
+            for failure in &report.failed {
+                self.failures.remove(&failure.number);
+            }
+        } else {
+            self.told
+                .push_back(report.failed.iter().map(|failure| failure.number).collect());
+        }
         Some(report)
     }
 
@@ -425,5 +440,17 @@ mod tests {
         assert_eq!(message(&mut receiver, 1, 0, "new"), Ok(vec![(1, "new")]));
         assert!(!receiver.finish(incarnation, 1, GONE));
         assert_eq!(receiver.poll_report(), None);
+    }
+
+    #[test]
+    fn what_was_told_is_forgotten_where_nobody_confirms_it() {
+        let mut receiver = receiver();
+        receiver.tell_once();
+        for number in 1..=1000 {
+            message(&mut receiver, number, 0, "refused").unwrap();
+            assert!(receiver.finish(0, number, GONE));
+            assert!(receiver.poll_report().is_some());
+        }
+        assert_eq!(receiver.remembered(), 0);
     }
 }
