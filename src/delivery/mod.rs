@@ -74,6 +74,8 @@ pub(crate) enum Violation {
     BadNumber,
     #[error("a message was acknowledged that was never sent")]
     NeverSent,
+    #[error("the end of a message was told twice")]
+    ToldAgain,
     #[error("more messages are under way than was agreed")]
     OverBounds,
     #[error("a control frame came where it has no meaning")]

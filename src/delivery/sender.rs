@@ -85,6 +85,8 @@ pub(crate) struct Sender<M, T> {
     confirmed: Confirm,
     /// Reports that came on the present connection.
     reports: u64,
+    /// How many numbers those told the end of. Each is told once a connection.
+    told: u64,
     /// Failures in them since the last confirmation.
     failures: u64,
     settled: Vec<(T, Outcome)>,
@@ -102,6 +104,7 @@ impl<M, T> Sender<M, T> {
             lost_at: None,
             confirmed: Confirm::default(),
             reports: 0,
+            told: 0,
             failures: 0,
             settled: Vec::new(),
         }
@@ -194,7 +197,7 @@ impl<M, T> Sender<M, T> {
             next = self.unsettled.next_from(number + 1);
         }
         self.connected = true;
-        (self.reports, self.failures, self.confirmed.reports) = (0, 0, 0);
+        (self.reports, self.told, self.failures, self.confirmed.reports) = (0, 0, 0, 0);
         self.lost_at = None;
         Ok(())
     }
@@ -230,6 +233,8 @@ impl<M, T> Sender<M, T> {
             if last >= next_number {
                 return Err(Violation::NeverSent);
             }
+            // Looking through a range costs as much as it is long.
+            self.tell(last.saturating_sub(first).saturating_add(1))?;
             let mut from = first;
             while let Some(number) = self.unsettled.first_in(from, last) {
                 self.end(number, Outcome::Delivered)?;
@@ -240,6 +245,7 @@ impl<M, T> Sender<M, T> {
             if failure.number >= next_number {
                 return Err(Violation::NeverSent);
             }
+            self.tell(1)?;
             if self.unsettled.get(failure.number).is_some() {
                 self.end(failure.number, failure.outcome)?;
             }
@@ -307,6 +313,15 @@ impl<M, T> Sender<M, T> {
     /// The tickets of messages that ended since the last call, in the order they did.
     pub(crate) fn drain_settled(&mut self) -> Vec<(T, Outcome)> {
         std::mem::take(&mut self.settled)
+    }
+
+    fn tell(&mut self, numbers: u64) -> Result<(), Violation> {
+        self.told = self.told.saturating_add(numbers);
+        if self.told < self.unsettled.next_number() {
+            Ok(())
+        } else {
+            Err(Violation::ToldAgain)
+        }
     }
 
     fn end(&mut self, number: u64, outcome: Outcome) -> Result<(), Violation> {
@@ -439,6 +454,21 @@ mod tests {
         );
         let all = RangeSet::from_parts(u64::MAX, []);
         assert_eq!(sender.connected(&all), Err(Violation::NeverSent));
+    }
+
+    #[test]
+    fn ends_are_told_once_a_connection() {
+        let (mut sender, now) = (sender(), Instant::now());
+        for message in 1..=3 {
+            sender.submit(now, 7, 1, message, message);
+        }
+        sender.connected(&RangeSet::new()).unwrap();
+        assert_eq!(transmitted(&mut sender).len(), 3);
+        sender.report(&[(2, 3)], &[]).unwrap();
+        assert_eq!(sender.report(&[(2, 3)], &[]), Err(Violation::ToldAgain));
+        sender.disconnected(now);
+        sender.connected(&RangeSet::from_parts(1, [(2, 3)])).unwrap();
+        sender.report(&[(2, 3)], &[]).unwrap();
     }
 
     #[test]
