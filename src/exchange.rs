@@ -117,7 +117,11 @@ impl<T> Exchange<T> {
         let moved = endpoint.sender.oldest() != oldest;
         let settled = endpoint.sender.drain_settled();
         let wants_transmit = endpoint.sender.wants_transmit();
+        let wants_confirm = endpoint.sender.wants_confirm();
         drop(endpoint);
+        if wants_confirm {
+            self.control.notify_one();
+        }
         if wants_transmit {
             self.transmit.notify_one();
         }
@@ -244,5 +248,38 @@ impl<T> Exchange<T> {
             self.room.notify_waiters();
         }
         settled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Report;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn a_confirmation_that_is_due_wakes_the_carrier() {
+        let bounds = Bounds {
+            messages: 100,
+            bytes: 100_000,
+        };
+        let exchange = Exchange::new(bounds, bounds);
+        exchange.connected_afresh().unwrap();
+        for ticket in 0..10 {
+            let message = Message {
+                from: "n:1:a".parse().unwrap(),
+                to: "n:2:b".parse().unwrap(),
+                body: "x".into(),
+            };
+            exchange.submit(message, ticket).unwrap();
+        }
+        exchange.transmit(|..| true);
+        assert!(exchange.control_ready().now_or_never().is_none());
+        let report = Report {
+            delivered: vec![(1, 10)],
+            failed: Vec::new(),
+        };
+        assert_eq!(exchange.control(Control::Report(report)).unwrap().len(), 10);
+        assert!(exchange.control_ready().now_or_never().is_some());
     }
 }

@@ -289,20 +289,26 @@ impl<M, T> Sender<M, T> {
         }
     }
 
+    /// Whether [`poll_confirm`](Self::poll_confirm) would give a confirmation that can't wait.
+    pub(crate) fn wants_confirm(&self) -> bool {
+        let lag = self.settled_below().saturating_sub(self.confirmed.below);
+        self.connected && lag.max(self.failures) >= CONFIRM_EVERY
+    }
+
+    /// Every number below this one is settled.
+    fn settled_below(&self) -> u64 {
+        self.unsettled.first().unwrap_or_else(|| self.unsettled.next_number())
+    }
+
     /// What to tell the other side of what is settled here. `None` while telling it is not yet worth a frame;
     /// `eager` tells any change.
     pub(crate) fn poll_confirm(&mut self, eager: bool) -> Option<Confirm> {
         let confirm = Confirm {
-            below: self.unsettled.first().unwrap_or_else(|| self.unsettled.next_number()),
+            below: self.settled_below(),
             reports: self.reports,
         };
-        let lag = confirm.below.saturating_sub(self.confirmed.below).max(self.failures);
-        let due = if eager {
-            confirm != self.confirmed
-        } else {
-            lag >= CONFIRM_EVERY
-        };
-        if !self.connected || !due {
+        let due = eager && confirm != self.confirmed;
+        if !self.connected || !(due || self.wants_confirm()) {
             return None;
         }
         self.failures = 0;
