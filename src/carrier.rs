@@ -6,6 +6,7 @@
 //! All of it runs in the caller's task, as futures joined together: when the returned future is dropped, nothing goes
 //! on.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -25,6 +26,9 @@ const BATCH_BYTES: usize = 64 * 1024;
 
 /// Bodies up to this size are copied behind their header; larger ones are handed over as they are.
 const COPY_BODY: usize = 4096;
+
+/// The first bytes of a stream do not count against what may be under way: a header is no message.
+const UNCOUNTED: usize = 1024;
 
 /// How much of the control stream is read at once.
 const CONTROL_READ: usize = 16 * 1024;
@@ -201,6 +205,27 @@ pub(crate) struct Carrier<'a, T, C, H> {
     pub(crate) heard: &'a Heard,
 }
 
+/// The bytes of one stream among those of all streams that are being read.
+struct Counted<'a> {
+    own: usize,
+    all: &'a AtomicUsize,
+}
+
+impl Counted<'_> {
+    /// The stream has so many bytes now; gives those of all streams.
+    fn grow_to(&mut self, own: usize) -> usize {
+        let more = own.saturating_sub(self.own);
+        self.own += more;
+        self.all.fetch_add(more, Ordering::Relaxed) + more
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Ordering::Relaxed);
+    }
+}
+
 /// When the other side was last heard of, readable while the carrier runs.
 #[derive(Debug)]
 pub(crate) struct Heard {
@@ -283,10 +308,11 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     }
 
     async fn receive_messages(&self) -> Result<Ended, Ended> {
+        let reading = AtomicUsize::new(0);
         let mut reads = FuturesUnordered::new();
         loop {
             tokio::select! {
-                stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?)),
+                stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?, &reading)),
                 Some(arrived) = reads.next() => {
                     let arrived: Arrived = arrived?;
                     self.heard.touch();
@@ -299,7 +325,10 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         }
     }
 
-    async fn read_stream(&self, mut stream: RecvStream) -> Result<Arrived, Ended> {
+    async fn read_stream(&self, mut stream: RecvStream, reading: &AtomicUsize) -> Result<Arrived, Ended> {
+        // What a sender that keeps to its bounds has under way, and the one message that may go over them.
+        let most = self.exchange.incoming().bytes.saturating_add(self.max_stream);
+        let mut counted = Counted { own: 0, all: reading };
         let mut whole = Bytes::new();
         let mut pieces = BytesMut::new();
         let reset = |error| match error {
@@ -313,7 +342,11 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 pieces.extend_from_slice(&std::mem::take(&mut whole));
                 pieces.extend_from_slice(&chunk.bytes);
             }
-            if whole.len() + pieces.len() > self.max_stream {
+            let length = whole.len() + pieces.len();
+            if counted.grow_to(length.saturating_sub(UNCOUNTED)) > most {
+                return Err(Violation::OverBounds.into());
+            }
+            if length > self.max_stream {
                 // Fails only when the stream has ended by itself.
                 let _ = stream.stop(close::DONE);
                 pieces.extend_from_slice(&whole);

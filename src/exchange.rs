@@ -30,6 +30,8 @@ pub(crate) struct ToPassOn {
 #[derive(Debug)]
 pub(crate) struct Exchange<T> {
     endpoint: Mutex<Endpoint<Message, T, Incoming>>,
+    /// What the other side may have under way.
+    incoming: Bounds,
     /// When the message that is the oldest unsettled one now became that.
     progress: Mutex<Instant>,
     /// There may be something to transmit.
@@ -48,6 +50,7 @@ impl<T> Exchange<T> {
     pub(crate) fn new(outgoing: Bounds, incoming: Bounds) -> Self {
         Self {
             endpoint: Mutex::new(Endpoint::new(outgoing, incoming)),
+            incoming,
             progress: Mutex::new(Instant::now()),
             transmit: Notify::new(),
             control: Notify::new(),
@@ -175,6 +178,11 @@ impl<T> Exchange<T> {
     /// Changes what may be kept for the other side.
     pub(crate) fn set_bounds(&self, bounds: Bounds) {
         self.endpoint.lock().sender.set_bounds(bounds);
+    }
+
+    /// What the other side may have under way.
+    pub(crate) fn incoming(&self) -> Bounds {
+        self.incoming
     }
 
     /// Whether nothing is unsettled in the direction from here.
