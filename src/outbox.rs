@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::message::{MESSAGE_OVERHEAD, Message, Ticket};
-use crate::outcome::Code;
+use crate::outcome::{Code, Outcome};
 use crate::wire::line::{self, Format};
 
 /// What waits to be written to one client, as the bytes to write.
@@ -171,17 +171,30 @@ impl Outbox {
         self.ready.notify_one();
     }
 
-    /// Ends the queue now. Gives the tickets of messages that were not written whole.
-    pub(crate) fn close(&self) -> Vec<Ticket> {
+    /// Ends the queue now. Gives the tickets of messages that were not written whole, with their ends: nobody knows what
+    /// the client made of a line that was written in part.
+    pub(crate) fn close(&self) -> Vec<(Ticket, Outcome)> {
         let mut queue = self.queue.lock();
         queue.state = State::Closed;
         queue.buffer = Vec::new();
         queue.message_bytes = 0;
+        let written = queue.written;
         let messages = std::mem::take(&mut queue.messages);
         drop(queue);
         self.ready.notify_one();
         self.drained.notify_waiters();
-        messages.into_iter().map(|(.., ticket)| ticket).collect()
+        messages
+            .into_iter()
+            .map(|(end, size, ticket)| {
+                let start = end - (size - MESSAGE_OVERHEAD) as u64;
+                let outcome = if start < written {
+                    Outcome::Unknown(Code::RecipientGone)
+                } else {
+                    Outcome::Refused(Code::RecipientGone)
+                };
+                (ticket, outcome)
+            })
+            .collect()
     }
 }
 
@@ -189,7 +202,6 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::message::{Settle, Tag};
-    use crate::outcome::Outcome;
     use std::sync::Arc;
 
     struct Nobody;
@@ -228,7 +240,14 @@ mod tests {
         assert!(outbox.written(14).is_empty());
         assert_eq!(numbers(&outbox.written(1)), [1]);
         outbox.push(&message("3"), ticket(3)).unwrap();
-        assert_eq!(numbers(&outbox.close()), [2, 3]);
+        assert!(outbox.written(3).is_empty());
+        let ends: Vec<(u64, Outcome)> = outbox
+            .close()
+            .into_iter()
+            .map(|(ticket, outcome)| (ticket.tag.number, outcome))
+            .collect();
+        let gone = Code::RecipientGone;
+        assert_eq!(ends, [(2, Outcome::Unknown(gone)), (3, Outcome::Refused(gone))]);
         assert!(outbox.take().await.is_none());
         let refused = outbox.push(&message("4"), ticket(4)).unwrap_err();
         assert_eq!(refused.1, Code::RecipientGone);

@@ -132,12 +132,7 @@ async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admis
 
     let stop = session.converse(&mut socket, context).await;
     drop(registration);
-    let unwritten = session.outbox.close();
-    settle_all(
-        unwritten
-            .into_iter()
-            .map(|ticket| (ticket, Outcome::Refused(Code::RecipientGone))),
-    );
+    settle_all(session.outbox.close());
     match stop {
         Ok(Stop::Unfollowable | Stop::Draining) => linger(&mut socket).await,
         Ok(Stop::Eof | Stop::Broken) => {}
@@ -207,7 +202,11 @@ impl LineSession {
             }
             loop {
                 match lines.next_line() {
-                    Ok(Some(line)) => self.follow(line, context).await,
+                    Ok(Some(line)) => {
+                        self.follow(line, context).await;
+                        // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
+                        self.outbox.notices_below(NOTICES).await;
+                    }
                     Ok(None) => break,
                     Err(too_long) => {
                         self.error(Code::TooLarge, &too_long.to_string());
@@ -216,7 +215,6 @@ impl LineSession {
                 }
                 first = false;
             }
-            self.outbox.notices_below(NOTICES).await;
         }
         if let Some(line) = lines.take_rest() {
             self.follow(line, context).await;
