@@ -281,7 +281,7 @@ mod tests {
             };
             exchange.submit(message, ticket).unwrap();
         }
-        exchange.transmit(|..| true);
+        exchange.transmit(|_, _, _| true);
         assert!(exchange.control_ready().now_or_never().is_none());
         let report = Report {
             delivered: vec![(1, 10)],

@@ -384,3 +384,82 @@ impl Codec for NodeCodec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Limits};
+    use crate::node::Node;
+    use crate::tls::ClientTls;
+    use crate::{Client, endpoint};
+    use tokio_util::task::TaskTracker;
+
+    async fn node(limits: Limits) -> (Node, tempfile::TempDir) {
+        let certs = tempfile::tempdir().unwrap();
+        let name = "127.0.0.1:1215".parse().unwrap();
+        crate::certs::make(certs.path(), std::slice::from_ref(&name), "test").unwrap();
+        let config = Config {
+            tcp: "127.0.0.1:0".parse().unwrap(),
+            quic: Some("127.0.0.1:0".parse().unwrap()),
+            link: Some("127.0.0.1:0".parse().unwrap()),
+            advertise: Some(name),
+            certs: certs.path().to_owned(),
+            grace: Duration::from_secs(1),
+            limits,
+            ..Config::default()
+        };
+        (Node::start(config).await.unwrap(), certs)
+    }
+
+    /// A client that does as it likes, after the welcome.
+    async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (quinn::Endpoint, Connection, SendStream, RecvStream) {
+        let config = endpoint::client_client(ClientTls::load(certs.path()).unwrap());
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let endpoint = endpoint::endpoint(quinn::EndpointConfig::default(), None, socket, &TaskTracker::new()).unwrap();
+        let connecting = endpoint.connect_with(config, node.quic_addr(), "127.0.0.1").unwrap();
+        let connection = connecting.await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(b"{\"cmd\":\"hello\",\"version\":1}\n").await.unwrap();
+        recv.read_chunk(4096, true).await.unwrap().unwrap();
+        (endpoint, connection, send, recv)
+    }
+
+    #[tokio::test]
+    async fn refusals_do_not_add_up() {
+        let (node, certs) = node(Limits::default()).await;
+        let quic: crate::NodeName = format!("127.0.0.1:{}", node.quic_addr().port()).parse().unwrap();
+        let client = Client::connect(&quic, certs.path()).await.unwrap();
+        let nobody: Address = "127.0.0.1:1215:nobody".parse().unwrap();
+        for number in 0..20_000 {
+            let receipt = client.send_with_receipt(&nobody, "x").await;
+            assert!(receipt.is_ok(), "at message {number}");
+        }
+        client.close().await;
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn streams_that_never_end_are_bounded() {
+        let (node, certs) = node(Limits::default()).await;
+        let (_endpoint, connection, _send, _recv) = stranger(&node, &certs).await;
+        let part = vec![b'x'; 500 * 1024];
+        let mut streams = Vec::new();
+        let filled = async {
+            for id in 1..=20 {
+                let mut stream = connection.open_uni().await?;
+                let header = format!("{{\"to\":\"127.0.0.1:1215:1\",\"id\":{id}}}\n");
+                stream.write_all(header.as_bytes()).await?;
+                stream.write_all(&part).await?;
+                streams.push(stream);
+            }
+            Ok::<(), quinn::WriteError>(())
+        };
+        assert!(timeout(Duration::from_secs(20), filled).await.unwrap().is_err());
+        let closed = connection.closed().await;
+        assert!(
+            matches!(&closed, quinn::ConnectionError::ApplicationClosed(why) if why.error_code == close::PROTOCOL),
+            "{closed}"
+        );
+        node.shutdown().await;
+    }
+}
