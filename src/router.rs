@@ -79,8 +79,13 @@ impl Router {
             ticket.settle(Outcome::Refused(Code::NoSuchNode));
             return Ok(());
         };
-        link.submit(message, ticket)
-            .map_err(|(message, ticket)| Blocked { message, ticket, link })
+        match link.submit(message, ticket) {
+            // To wait for a node that is away would hold up all else that the sender has to say.
+            Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
+            Err((message, ticket)) => return Err(Blocked { message, ticket, link }),
+            Ok(()) => {}
+        }
+        Ok(())
     }
 
     /// Passes on a message of a client of another node.
@@ -100,5 +105,50 @@ impl Router {
         if let Err((ticket, code)) = pushed {
             ticket.settle(Outcome::Refused(code));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Bounds;
+    use crate::message::{Settle, Tag};
+    use parking_lot::Mutex;
+
+    #[derive(Default)]
+    struct Ends(Mutex<Vec<(Tag, Outcome)>>);
+
+    impl Settle for Ends {
+        fn settle(&self, ends: &[(Tag, Outcome)]) {
+            self.0.lock().extend_from_slice(ends);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_room_on_a_link_that_is_down() {
+        let own: NodeName = "n:1".parse().unwrap();
+        let router = Router::new(own.clone());
+        let peer: NodeName = "n:2".parse().unwrap();
+        let bounds = Bounds {
+            messages: 1,
+            bytes: 1000,
+        };
+        router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds).0);
+        let ends = Arc::new(Ends::default());
+        for number in 0..2 {
+            let message = Message {
+                from: "n:1:a".parse().unwrap(),
+                to: "n:2:b".parse().unwrap(),
+                body: "x".into(),
+            };
+            let tag = Tag { number, incarnation: 0 };
+            let origin = Arc::<Ends>::clone(&ends);
+            assert!(router.route(message, Ticket { origin, tag }).is_ok());
+        }
+        let refused = Tag {
+            number: 1,
+            incarnation: 0,
+        };
+        assert_eq!(*ends.0.lock(), [(refused, Outcome::Refused(Code::NodeUnreachable))]);
     }
 }
