@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, Incoming as NewConnection, RecvStream, SendStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -24,6 +24,13 @@ use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt, W
 /// How long a client may take from its first packet to the end of its `hello`.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How many connections may be on their way to their `hello` at once.
+const GREETINGS: usize = 1024;
+
+/// When fewer places than this are left, one has to prove its address first: that costs it a round trip and the node
+/// nothing.
+const GREETINGS_PROVED: usize = 960;
+
 /// How long a last word may take to reach the client before the connection is closed.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
@@ -32,6 +39,7 @@ const CONTROL_PRIORITY: i32 = 1;
 
 /// Accepts QUIC clients until the node stops.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
+    let greetings = Arc::new(Semaphore::new(GREETINGS));
     loop {
         let incoming = tokio::select! {
             biased;
@@ -41,15 +49,25 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
         let Some(incoming) = incoming else {
             return;
         };
+        let unproved = !incoming.remote_address_validated() && incoming.may_retry();
+        if unproved && greetings.available_permits() < GREETINGS_PROVED {
+            // Fails only where `may_retry` says no.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(greeting) = Arc::clone(&greetings).try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
         let context = Arc::clone(&context);
         context
             .tracker
             .clone()
-            .spawn(async move { greet_and_serve(incoming, &context).await });
+            .spawn(async move { greet_and_serve(incoming, greeting, &context).await });
     }
 }
 
-async fn greet_and_serve(incoming: NewConnection, context: &ClientContext) {
+async fn greet_and_serve(incoming: NewConnection, greeting: OwnedSemaphorePermit, context: &ClientContext) {
     let remote = incoming.remote_address();
     let (connection, control) = match timeout(HELLO_DEADLINE, greet(incoming)).await {
         Ok(Ok(greeted)) => greeted,
@@ -62,6 +80,7 @@ async fn greet_and_serve(incoming: NewConnection, context: &ClientContext) {
             return;
         }
     };
+    drop(greeting);
     match context.admit() {
         Some(_admission) => serve(connection, control, context).await,
         None => {
