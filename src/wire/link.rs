@@ -222,14 +222,18 @@ pub(crate) fn read_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Malform
 fn read_content(kind: u64, content: &mut Bytes) -> Result<Option<Frame>, Malformed> {
     let number = |content: &mut Bytes| varint::read(content).ok_or(Malformed::BadFrame);
     let size = |content: &mut Bytes| usize::try_from(number(content)?).map_err(|_| Malformed::BadFrame);
+    // With a bound of 0 nothing could ever pass, and those who have something to send would wait for ever.
+    let bound = |content: &mut Bytes| {
+        size(content).and_then(|size| if size == 0 { Err(Malformed::BadFrame) } else { Ok(size) })
+    };
     Ok(Some(match kind {
         HELLO => Frame::Hello(Hello {
             version: number(content)?,
             epoch: content.try_get_u64().map_err(|_| Malformed::BadFrame)?,
             live: number(content)?,
             bounds: Bounds {
-                messages: size(content)?,
-                bytes: size(content)?,
+                messages: bound(content)?,
+                bytes: bound(content)?,
             },
         }),
         ADOPT => Frame::Adopt(number(content)?),
