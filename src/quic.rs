@@ -444,7 +444,7 @@ mod tests {
     }
 
     /// A client that does as it likes, after the welcome.
-    async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (quinn::Endpoint, Connection, SendStream, RecvStream) {
+    async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (Endpoint, Connection, SendStream, RecvStream) {
         let config = endpoint::client_client(ClientTls::load(certs.path()).unwrap());
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let endpoint = endpoint::endpoint(quinn::EndpointConfig::default(), None, socket, &TaskTracker::new()).unwrap();

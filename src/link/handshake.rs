@@ -56,7 +56,23 @@ impl GreetingError {
         else {
             return false;
         };
-        matches!(lost, ConnectionError::ApplicationClosed(closed) if closed.error_code == close::DUPLICATE)
+        is_duplicate(lost)
+    }
+}
+
+/// Whether the other node has closed the connection because it holds another for the link.
+pub(crate) fn is_duplicate(lost: &ConnectionError) -> bool {
+    matches!(lost, ConnectionError::ApplicationClosed(closed) if closed.error_code == close::DUPLICATE)
+}
+
+/// Says why a connection is closed whose greeting is broken off: another has become the link meanwhile.
+struct BreakOff(Option<Connection>);
+
+impl Drop for BreakOff {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.close(close::DUPLICATE, b"another connection is the link");
+        }
     }
 }
 
@@ -69,6 +85,7 @@ pub(crate) async fn greet(
     epoch: u64,
     bounds: Bounds,
 ) -> Result<Greeted, GreetingError> {
+    let mut break_off = BreakOff(Some(connection.clone()));
     let greeted = match timeout(
         GREETING_DEADLINE,
         exchange_hellos(&connection, dialled, link, epoch, bounds),
@@ -78,6 +95,7 @@ pub(crate) async fn greet(
         Ok(greeted) => greeted,
         Err(_) => Err(GreetingError::TimedOut),
     };
+    break_off.0 = None;
     match greeted {
         Ok((control, hello, generation)) => Ok(Greeted {
             connection,

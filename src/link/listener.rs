@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quinn::{Endpoint, Incoming};
+use quinn::{ConnectionError, Endpoint, Incoming, TransportErrorCode};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -70,6 +70,13 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
     let remote = incoming.remote_address();
     let connection = match timeout(GREETING_DEADLINE, incoming).await {
         Ok(Ok(connection)) => connection,
+        // It has another connection by now.
+        Ok(Err(ConnectionError::ConnectionClosed(closed)))
+            if closed.error_code == TransportErrorCode::APPLICATION_ERROR =>
+        {
+            debug!(%remote, "a dial was broken off: {closed}");
+            return;
+        }
         Ok(Err(error)) => {
             warn!(%remote, "refused a link: {error}");
             return;

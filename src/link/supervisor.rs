@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::adoption::Decision;
 use super::backoff::Backoff;
-use super::handshake::{Greeted, GreetingError, greet};
+use super::handshake::{Greeted, GreetingError, greet, is_duplicate};
 use super::{Link, LinkCodec};
 use crate::address::{HostPort, NodeName};
 use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
@@ -142,7 +142,11 @@ impl Supervisor {
 
     fn dial_if_wanted(&mut self) {
         if !self.wants_dial() {
-            self.dialling = None;
+            // The node that follows sees its dials through: the other may have adopted one of them, and closed the
+            // connection that is the link here.
+            if self.link.decides {
+                self.dialling = None;
+            }
             return;
         }
         if self.dialling.is_none()
@@ -250,6 +254,8 @@ impl Supervisor {
         let peer = self.link.peer();
         if ended.is_farewell() {
             info!(%peer, "link down: the node has said goodbye");
+        } else if matches!(ended, Ended::Lost(lost) if is_duplicate(lost)) {
+            debug!(%peer, "the other node has taken another connection: {ended}");
         } else {
             warn!(%peer, "link down: {ended}");
         }
