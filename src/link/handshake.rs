@@ -56,7 +56,9 @@ impl GreetingError {
         else {
             return false;
         };
+        // A dial that is dropped while it shakes hands says no more than that it is done.
         is_duplicate(lost)
+            || matches!(lost, ConnectionError::ApplicationClosed(closed) if closed.error_code == close::DONE)
     }
 }
 
