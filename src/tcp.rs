@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use smol_str::SmolStr;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -84,6 +85,10 @@ async fn turn_away(mut socket: TcpStream) {
 /// `OPTIONS ` with its space.
 const STRANGER_BYTES: usize = 8;
 
+/// After this silence the system asks a client's host whether the connection is still there, and ends it if not: a host
+/// that vanished would hold its place for ever, as nothing is written to who gets no message.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
 /// What a message of a line client is answered with.
 type Reply = Option<SmolStr>;
 
@@ -113,6 +118,8 @@ enum Stop {
 async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admission) {
     // Small lines are to leave at once; batching is done here, not by the kernel.
     let _ = socket.set_nodelay(true);
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6);
+    let _ = SockRef::from(&socket).set_tcp_keepalive(&keep_alive);
     let registry = context.router.registry();
     let id = registry.fresh_id();
     let session = Arc::new_cyclic(|this| LineSession {
