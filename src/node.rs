@@ -55,12 +55,13 @@ struct Tasks {
     tracker: TaskTracker,
     drain: CancellationToken,
     abort: CancellationToken,
+    leaving: CancellationToken,
     stop: CancellationToken,
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        for token in [&self.drain, &self.abort, &self.stop] {
+        for token in [&self.drain, &self.abort, &self.leaving, &self.stop] {
             token.cancel();
         }
     }
@@ -144,6 +145,7 @@ impl Node {
             tracker: TaskTracker::new(),
             drain: CancellationToken::new(),
             abort: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
         let tracker = &tasks.tracker;
@@ -177,6 +179,7 @@ impl Node {
             cluster: tls.cluster().to_owned(),
             epoch: rand::random(),
             limits: limits.clone(),
+            leaving: tasks.leaving.clone(),
             stop: tasks.stop.clone(),
         });
         let clients = Arc::new(ClientContext {
@@ -276,6 +279,7 @@ impl Node {
             sleep(LAST_WORDS).await;
             tasks.abort.cancel();
         }
+        tasks.leaving.cancel();
         // The other nodes close once they have read all that was said before the goodbye.
         for link in router.links() {
             link.exchange().say_goodbye();

@@ -43,7 +43,7 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
     loop {
         let incoming = tokio::select! {
             biased;
-            () = context.stop.cancelled() => return,
+            () = context.leaving.cancelled() => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else {

@@ -57,6 +57,8 @@ pub(crate) struct LinkContext {
     /// Drawn at the node's start.
     pub(crate) epoch: u64,
     pub(crate) limits: Limits,
+    /// Goodbyes are being said: no connection is to be made or taken in any more.
+    pub(crate) leaving: CancellationToken,
     /// Ends the supervisors.
     pub(crate) stop: CancellationToken,
 }
@@ -137,7 +139,7 @@ impl Supervisor {
     }
 
     fn wants_dial(&self) -> bool {
-        self.target.is_some() && !self.link.is_up()
+        self.target.is_some() && !self.link.is_up() && !self.context.leaving.is_cancelled()
     }
 
     fn dial_if_wanted(&mut self) {
@@ -177,6 +179,10 @@ impl Supervisor {
             hello,
             generation,
         } = greeted;
+        if self.context.leaving.is_cancelled() {
+            connection.close(close::DONE, b"the node shuts down");
+            return;
+        }
         let decision = {
             let mut adoption = self.link.adoption.lock();
             match generation {
