@@ -20,6 +20,8 @@ pub(crate) struct ClientContext {
     pub(crate) drain: CancellationToken,
     /// What is not ended now is to be given up.
     pub(crate) abort: CancellationToken,
+    /// The endpoint has failed, and the node with it.
+    pub(crate) failed: CancellationToken,
     /// Clients that are connected.
     pub(crate) connected: Arc<AtomicUsize>,
 }

@@ -47,6 +47,7 @@ pub struct Node {
     links: Arc<LinkContext>,
     clients: Arc<ClientContext>,
     quic_endpoint: quinn::Endpoint,
+    failed: CancellationToken,
 }
 
 /// Ends the tasks when it is dropped.
@@ -148,6 +149,7 @@ impl Node {
             leaving: CancellationToken::new(),
             stop: CancellationToken::new(),
         };
+        let failed = CancellationToken::new();
         let tracker = &tasks.tracker;
         let limits = config.limits;
         let unusable = |at: &HostPort, flag: &'static str, source| StartError::Bind {
@@ -180,6 +182,7 @@ impl Node {
             epoch: rand::random(),
             limits: limits.clone(),
             leaving: tasks.leaving.clone(),
+            failed: failed.clone(),
             stop: tasks.stop.clone(),
         });
         let clients = Arc::new(ClientContext {
@@ -188,6 +191,7 @@ impl Node {
             tracker: tracker.clone(),
             drain: tasks.drain.clone(),
             abort: tasks.abort.clone(),
+            failed: failed.clone(),
             connected: Arc::new(AtomicUsize::new(0)),
         });
         for peer in config.peers {
@@ -207,6 +211,7 @@ impl Node {
             links,
             clients,
             quic_endpoint,
+            failed,
         })
     }
 
@@ -243,6 +248,12 @@ impl Node {
             .filter(|link| link.is_up())
             .map(|link| link.peer().clone())
             .collect()
+    }
+
+    /// Waits until the node can't go on: a socket of its has failed for good. To be answered by
+    /// [`shutdown`](Self::shutdown) and a new start. Cancel safe.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
     }
 
     /// Stops accepting, delivers what was accepted, closes, and frees the ports. What has not ended when the grace of

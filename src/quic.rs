@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, Incoming as NewConnection, RecvStream, SendStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::address::Address;
 use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close};
@@ -40,18 +40,21 @@ const SMALL_BODY: usize = 32 * 1024;
 /// The control stream goes before all others.
 const CONTROL_PRIORITY: i32 = 1;
 
-/// Accepts QUIC clients until the node stops.
+/// Accepts QUIC clients until the endpoint is closed; refuses them once the node is shutting down.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
     let greetings = Arc::new(Semaphore::new(GREETINGS));
     loop {
-        let incoming = tokio::select! {
-            biased;
-            () = context.drain.cancelled() => return,
-            incoming = endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else {
+        let Some(incoming) = endpoint.accept().await else {
+            if !context.drain.is_cancelled() {
+                error!("the UDP socket of QUIC clients has failed");
+                context.failed.cancel();
+            }
             return;
         };
+        if context.drain.is_cancelled() {
+            incoming.refuse();
+            continue;
+        }
         let unproved = !incoming.remote_address_validated() && incoming.may_retry();
         if unproved && greetings.available_permits() < GREETINGS_PROVED {
             // Fails only where `may_retry` says no.
@@ -207,7 +210,8 @@ async fn serve(connection: Connection, mut control: ControlStream, context: &Cli
     wire::write_line(&mut out, &FromNode::Welcome(welcome));
     // Fail only when the connection is gone; then the carrier says so.
     let _ = control.send.set_priority(CONTROL_PRIORITY);
-    let _ = control.send.write_all(&out).await;
+    // A client that gives no room for this line will not get far.
+    let _ = timeout(HELLO_DEADLINE, control.send.write_all(&out)).await;
 
     // Neither side remembers anything of the other, so this can't be a violation.
     let _ = session.exchange.connected_afresh();

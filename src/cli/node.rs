@@ -159,13 +159,14 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(code));
             }
         };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        let code = tokio::select! {
+            _ = interrupt.recv() => ExitCode::SUCCESS,
+            _ = terminate.recv() => ExitCode::SUCCESS,
+            () = node.failed() => ExitCode::FAILURE,
+        };
         tokio::select! {
             // Whether all had ended in time was logged, and told to the senders.
-            _ = node.shutdown() => Ok(ExitCode::SUCCESS),
+            _ = node.shutdown() => Ok(code),
             _ = interrupt.recv() => Ok(ExitCode::FAILURE),
             _ = terminate.recv() => Ok(ExitCode::FAILURE),
         }

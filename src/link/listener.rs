@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quinn::{ConnectionError, Endpoint, Incoming, TransportErrorCode};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::Link;
 use super::handshake::{GREETING_DEADLINE, greet};
@@ -38,17 +38,20 @@ pub(crate) fn ensure_link(
     link
 }
 
-/// Accepts links until the node stops.
+/// Accepts links until the endpoint is closed; refuses them once the node is leaving.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracker: TaskTracker) {
     loop {
-        let incoming = tokio::select! {
-            biased;
-            () = context.leaving.cancelled() => return,
-            incoming = endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else {
+        let Some(incoming) = endpoint.accept().await else {
+            if !context.leaving.is_cancelled() {
+                error!("the UDP socket of links has failed");
+                context.failed.cancel();
+            }
             return;
         };
+        if context.leaving.is_cancelled() {
+            incoming.refuse();
+            continue;
+        }
         // Proof of the address first: a handshake costs signatures, and peers are few.
         if !incoming.remote_address_validated() && incoming.may_retry() {
             // Fails only where `may_retry` says no.

@@ -59,6 +59,8 @@ pub(crate) struct LinkContext {
     pub(crate) limits: Limits,
     /// Goodbyes are being said: no connection is to be made or taken in any more.
     pub(crate) leaving: CancellationToken,
+    /// The endpoint has failed, and the node with it.
+    pub(crate) failed: CancellationToken,
     /// Ends the supervisors.
     pub(crate) stop: CancellationToken,
 }
@@ -211,8 +213,8 @@ impl Supervisor {
         if self.link.decides {
             let mut adopt = BytesMut::new();
             wire::write_frame(&mut adopt, &wire::Frame::Adopt(generation));
-            // A fresh stream takes these few bytes at once, or the connection is gone and the carrier will say so.
-            let _ = control.send.write_all(&adopt).await;
+            // A fresh stream takes these few bytes at once, or the connection is no good and the carrier will say so.
+            let _ = timeout(PING, control.send.write_all(&adopt)).await;
         }
         exchange.connected();
         info!(%peer, remote = %connection.remote_address(), generation, "link up");
