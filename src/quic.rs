@@ -40,11 +40,16 @@ const SMALL_BODY: usize = 32 * 1024;
 /// The control stream goes before all others.
 const CONTROL_PRIORITY: i32 = 1;
 
-/// Accepts QUIC clients until the endpoint is closed; refuses them once the node is shutting down.
+/// Accepts QUIC clients until the node shuts down, and refuses them then, until it stops.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
     let greetings = Arc::new(Semaphore::new(GREETINGS));
     loop {
-        let Some(incoming) = endpoint.accept().await else {
+        let incoming = tokio::select! {
+            biased;
+            () = context.abort.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else {
             if !context.drain.is_cancelled() {
                 error!("the UDP socket of QUIC clients has failed");
                 context.failed.cancel();

@@ -38,10 +38,15 @@ pub(crate) fn ensure_link(
     link
 }
 
-/// Accepts links until the endpoint is closed; refuses them once the node is leaving.
+/// Accepts links until the node leaves, and refuses them then, until it stops.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracker: TaskTracker) {
     loop {
-        let Some(incoming) = endpoint.accept().await else {
+        let incoming = tokio::select! {
+            biased;
+            () = context.stop.cancelled() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else {
             if !context.leaving.is_cancelled() {
                 error!("the UDP socket of links has failed");
                 context.failed.cancel();
