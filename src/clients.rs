@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
 use crate::message::{Message, Ticket};
+use crate::phase::Follow;
 use crate::router::{Blocked, Router};
 
 /// What a session needs of its node.
@@ -16,10 +17,8 @@ pub(crate) struct ClientContext {
     pub(crate) limits: Limits,
     /// Owns the sessions' tasks.
     pub(crate) tracker: TaskTracker,
-    /// Nothing more is to be accepted; what was accepted is to be ended.
-    pub(crate) drain: CancellationToken,
-    /// What is not ended now is to be given up.
-    pub(crate) abort: CancellationToken,
+    /// How far the node's shutdown has come.
+    pub(crate) phase: Follow,
     /// The endpoint has failed, and the node with it.
     pub(crate) failed: CancellationToken,
     /// Clients that are connected.

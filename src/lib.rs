@@ -12,6 +12,7 @@
 //! | `wire` | every byte that is written or read | yes |
 //! | `delivery` | the machine: order, no loss, no repeats | yes |
 //! | `flow` `ids` `registry` `config` | limits of a sender, ids, who is here, settings | yes |
+//! | `phase` | how far a node's shutdown has come | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `router` `link` | where a message goes; what is kept about another node | no I/O in the former |
 //! | `carrier` | drives an exchange over a QUIC connection | |
@@ -38,6 +39,7 @@ mod message;
 mod node;
 mod outbox;
 pub mod outcome;
+mod phase;
 mod quic;
 mod registry;
 mod router;

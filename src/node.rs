@@ -1,8 +1,7 @@
 //! A node: binds its ports, starts its tasks, and ends them.
 //!
-//! Every task of a node, down to those of its QUIC connections, is spawned on one tracker, and two signals end them:
-//! `drain` (accept nothing more, end what was accepted) and then `abort` (give up what is left). So after
-//! [`Node::shutdown`] nothing of the node runs on, and its ports are free.
+//! Every task of a node, down to those of its QUIC connections, is spawned on one tracker, and all follow the phases of
+//! its shutdown (`phase.rs`). So after [`Node::shutdown`] nothing of the node runs on, and its ports are free.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use crate::link::listener::{ensure_link, listen};
 use crate::link::supervisor::LinkContext;
 use crate::message::settle_all;
 use crate::outcome::Code;
+use crate::phase::{Lead, Phase, phases};
 use crate::router::Router;
 use crate::tls::{CLIENT_ALPN, LINK_ALPN, NodeTls};
 use crate::{endpoint, quic, tcp};
@@ -50,22 +50,11 @@ pub struct Node {
     failed: CancellationToken,
 }
 
-/// Ends the tasks when it is dropped.
+/// The tasks, which end when this is dropped.
 #[derive(Debug)]
 struct Tasks {
     tracker: TaskTracker,
-    drain: CancellationToken,
-    abort: CancellationToken,
-    leaving: CancellationToken,
-    stop: CancellationToken,
-}
-
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        for token in [&self.drain, &self.abort, &self.leaving, &self.stop] {
-            token.cancel();
-        }
-    }
+    phase: Lead,
 }
 
 /// Why a node did not start.
@@ -142,12 +131,10 @@ impl Node {
         let link_socket = bind_udp(&at_link, "--link").await?;
         let link_addr = local(link_socket.local_addr(), "UDP", &at_link, "--link")?;
 
+        let (lead, phase) = phases();
         let tasks = Tasks {
             tracker: TaskTracker::new(),
-            drain: CancellationToken::new(),
-            abort: CancellationToken::new(),
-            leaving: CancellationToken::new(),
-            stop: CancellationToken::new(),
+            phase: lead,
         };
         let failed = CancellationToken::new();
         let tracker = &tasks.tracker;
@@ -181,16 +168,14 @@ impl Node {
             cluster: tls.cluster().to_owned(),
             epoch: rand::random(),
             limits: limits.clone(),
-            leaving: tasks.leaving.clone(),
+            phase: phase.clone(),
             failed: failed.clone(),
-            stop: tasks.stop.clone(),
         });
         let clients = Arc::new(ClientContext {
             router,
             limits,
             tracker: tracker.clone(),
-            drain: tasks.drain.clone(),
-            abort: tasks.abort.clone(),
+            phase,
             failed: failed.clone(),
             connected: Arc::new(AtomicUsize::new(0)),
         });
@@ -273,7 +258,7 @@ impl Node {
         info!(%name, clients = clients.router.registry().len(), "shutting down");
         let router = Arc::clone(&clients.router);
         router.drain();
-        tasks.drain.cancel();
+        tasks.phase.enter(Phase::Draining);
 
         let deadline = Instant::now() + grace;
         let all_ended = || router.registry().len() == 0 && router.links().iter().all(|link| link.exchange().is_idle());
@@ -286,11 +271,12 @@ impl Node {
             for link in router.links() {
                 settle_all(link.exchange().give_up(Code::ShuttingDown));
             }
+            tasks.phase.enter(Phase::GivingUp);
             // Answers that this made get their chance to be written.
             sleep(LAST_WORDS).await;
-            tasks.abort.cancel();
         }
-        tasks.leaving.cancel();
+        tasks.phase.enter(Phase::Closing);
+        tasks.phase.enter(Phase::Leaving);
         // The other nodes close once they have read all that was said before the goodbye.
         for link in router.links() {
             link.exchange().say_goodbye();
@@ -302,8 +288,7 @@ impl Node {
         };
         // Said or not, the links are closed.
         let _ = timeout(LAST_WORDS, said).await;
-        tasks.abort.cancel();
-        tasks.stop.cancel();
+        tasks.phase.enter(Phase::Stopped);
         let link_endpoint = links.endpoint.clone();
         for endpoint in [&quic_endpoint, &link_endpoint] {
             endpoint.close(close::DONE, b"the node shuts down");

@@ -161,6 +161,15 @@ impl Outbox {
         tickets
     }
 
+    /// Gives the tickets of messages that were not written whole. Their lines may still be written.
+    pub(crate) fn abandon(&self) -> Vec<Ticket> {
+        let mut queue = self.queue.lock();
+        queue.message_bytes = 0;
+        let messages = std::mem::take(&mut queue.messages);
+        drop(queue);
+        messages.into_iter().map(|(.., ticket)| ticket).collect()
+    }
+
     /// Ends the queue once all that is in it, and comes until then, is written.
     pub(crate) fn finish(&self) {
         let mut queue = self.queue.lock();

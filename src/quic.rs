@@ -19,6 +19,7 @@ use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
 use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
+use crate::phase::Phase;
 use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt, Welcome};
 
 /// How long a client may take from its first packet to the end of its `hello`.
@@ -46,17 +47,17 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
     loop {
         let incoming = tokio::select! {
             biased;
-            () = context.abort.cancelled() => return,
+            () = context.phase.reached(Phase::Closing) => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else {
-            if !context.drain.is_cancelled() {
+            if !context.phase.has_reached(Phase::Draining) {
                 error!("the UDP socket of QUIC clients has failed");
                 context.failed.cancel();
             }
             return;
         };
-        if context.drain.is_cancelled() {
+        if context.phase.has_reached(Phase::Draining) {
             incoming.refuse();
             continue;
         }
@@ -245,7 +246,8 @@ async fn serve(connection: Connection, mut control: ControlStream, context: &Cli
         () = session.exchange.stalled(limits.stall) => {
             debug!(client = %session.address, "gone: it took nothing for {:?}", limits.stall);
         }
-        () = context.abort.cancelled() => {}
+        never = session.give_up(context) => never,
+        () = context.phase.reached(Phase::Closing) => {}
     }
     connection.close(close::DONE, b"the session has ended");
     drop(registration);
@@ -254,10 +256,18 @@ async fn serve(connection: Connection, mut control: ControlStream, context: &Cli
 }
 
 impl QuicSession {
+    /// When the grace of a shutdown is over: tells the senders of what this client has not taken. Never ends, so that
+    /// the client is still told of its own messages.
+    async fn give_up<N>(&self, context: &ClientContext) -> N {
+        context.phase.reached(Phase::GivingUp).await;
+        settle_all(self.exchange.give_up(Code::ShuttingDown));
+        std::future::pending().await
+    }
+
     /// When the node shuts down: waits until all that the client has sent, and was sent, has ended, tells it goodbye,
     /// and gives it time to close.
     async fn finish(&self, context: &ClientContext) {
-        context.drain.cancelled().await;
+        context.phase.reached(Phase::Draining).await;
         loop {
             let (ended, room) = (self.ended.notified(), self.exchange.room());
             let sent_all = self.flow.lock().is_idle();
@@ -321,7 +331,7 @@ impl Handler<Ticket> for SessionHandler<'_> {
         for (number, incoming) in taken {
             let tag = Tag { number, incarnation };
             let message = match incoming {
-                Ok(_) if self.context.drain.is_cancelled() => Err(Code::ShuttingDown),
+                Ok(_) if self.context.phase.has_reached(Phase::Draining) => Err(Code::ShuttingDown),
                 incoming => incoming,
             };
             let message = match message {

@@ -21,6 +21,7 @@ use crate::flow::Flow;
 use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
 use crate::outcome::{Code, Outcome};
+use crate::phase::Phase;
 use crate::wire::framing::Lines;
 use crate::wire::line::{self, Request};
 
@@ -40,7 +41,7 @@ pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = context.drain.cancelled() => return,
+            () = context.phase.reached(Phase::Draining) => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -78,7 +79,13 @@ async fn turn_away(mut socket: TcpStream) {
     let text = "this node has as many clients as it may; try again later, or another node";
     line::write_error(&mut out, line::Format::Text, Code::RateLimited, text);
     // Told or not, it is closed.
-    let _ = timeout(LINGER, socket.write_all(&out)).await;
+    let told = async {
+        socket.write_all(&out).await?;
+        socket.shutdown().await
+    };
+    if let Ok(Ok(())) = timeout(LINGER, told).await {
+        linger(&mut socket).await;
+    }
 }
 
 /// After this many bytes it is certain whether a client speaks another protocol: the longest word that tells is
@@ -137,7 +144,10 @@ async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admis
         .push_notice(|out, _| line::write_greeting(out, &session.address));
     let registration = registry.register(id, Arc::<LineSession>::clone(&session));
 
-    let stop = session.converse(&mut socket, context).await;
+    let stop = tokio::select! {
+        stop = session.converse(&mut socket, context) => stop,
+        never = session.give_up(context) => never,
+    };
     drop(registration);
     settle_all(session.outbox.close());
     match stop {
@@ -148,6 +158,15 @@ async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admis
 }
 
 impl LineSession {
+    /// When the grace of a shutdown is over: tells the senders of what this client has not taken, which it may yet
+    /// take in part. Never ends, so that the client is still told of its own messages.
+    async fn give_up<N>(&self, context: &ClientContext) -> N {
+        context.phase.reached(Phase::GivingUp).await;
+        let abandoned = self.outbox.abandon().into_iter();
+        settle_all(abandoned.map(|ticket| (ticket, Outcome::Unknown(Code::ShuttingDown))));
+        std::future::pending().await
+    }
+
     /// Reads and writes until one side has had enough. An error is one of writing.
     async fn converse(&self, socket: &mut TcpStream, context: &ClientContext) -> io::Result<Stop> {
         let (reader, writer) = socket.split();
@@ -165,12 +184,12 @@ impl LineSession {
             // The queue does not end before the reading does, so this is an error.
             written = &mut writing => return written.map(|()| Stop::Broken),
             stop = reading => stop,
-            () = context.abort.cancelled() => Stop::Broken,
+            () = context.phase.reached(Phase::Closing) => Stop::Broken,
         };
         if stop != Stop::Broken {
             tokio::select! {
                 written = &mut writing => written?,
-                () = context.abort.cancelled() => {}
+                () = context.phase.reached(Phase::Closing) => {}
             }
         }
         Ok(stop)
@@ -185,7 +204,7 @@ impl LineSession {
             lines.release();
             let ready = tokio::select! {
                 biased;
-                () = context.drain.cancelled() => {
+                () = context.phase.reached(Phase::Draining) => {
                     self.error(Code::ShuttingDown, Code::ShuttingDown.advice());
                     return Stop::Draining;
                 }

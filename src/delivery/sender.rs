@@ -217,7 +217,7 @@ impl<M, T> Sender<M, T> {
                 if entry.sent {
                     self.settle(number, Outcome::Unknown(Code::NodeRestarted));
                 } else if !keep(&entry.message) {
-                    self.settle(number, Outcome::Refused(Code::NoSuchClient));
+                    self.settle(number, Outcome::Refused(Code::NodeRestarted));
                 }
             }
             next = self.unsettled.next_from(number + 1);
@@ -441,7 +441,7 @@ mod tests {
             sender.drain_settled(),
             [
                 (1, Outcome::Unknown(Code::NodeRestarted)),
-                (2, Outcome::Refused(Code::NoSuchClient)),
+                (2, Outcome::Refused(Code::NodeRestarted)),
             ]
         );
         assert_eq!(sender.poll_confirm(true), Some(Confirm { below: 3, reports: 0 }));

@@ -372,7 +372,7 @@ impl Checker {
             || match outcome {
                 Outcome::Refused(Code::NodeUnreachable) | Outcome::Unknown(Code::NodeUnreachable) => unreachable,
                 Outcome::Unknown(Code::NodeRestarted) => peer_restarted,
-                Outcome::Refused(Code::NoSuchClient) => peer_restarted && fate.message.to.process.is_some(),
+                Outcome::Refused(Code::NodeRestarted) => peer_restarted && fate.message.to.process.is_some(),
                 _ => false,
             };
         if founded {

@@ -12,6 +12,7 @@ use super::handshake::{GREETING_DEADLINE, greet};
 use super::supervisor::{LinkContext, Supervisor};
 use crate::address::{HostPort, NodeName};
 use crate::carrier::close;
+use crate::phase::Phase;
 use crate::tls::peer_node;
 
 /// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
@@ -43,17 +44,17 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
     loop {
         let incoming = tokio::select! {
             biased;
-            () = context.stop.cancelled() => return,
+            () = context.phase.reached(Phase::Stopped) => return,
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else {
-            if !context.leaving.is_cancelled() {
+            if !context.phase.has_reached(Phase::Leaving) {
                 error!("the UDP socket of links has failed");
                 context.failed.cancel();
             }
             return;
         };
-        if context.leaving.is_cancelled() {
+        if context.phase.has_reached(Phase::Leaving) {
             incoming.refuse();
             continue;
         }
@@ -65,9 +66,9 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
         }
         let (context, inner) = (Arc::clone(&context), tracker.clone());
         tracker.spawn(async move {
-            let stop = context.stop.clone();
+            let phase = context.phase.clone();
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = phase.reached(Phase::Stopped) => {}
                 () = take_in(incoming, context, inner) => {}
             }
         });

@@ -24,6 +24,7 @@ use crate::config::Limits;
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
+use crate::phase::{Follow, Phase};
 use crate::router::Router;
 use crate::tls::PeerError;
 use crate::wire::link as wire;
@@ -44,9 +45,9 @@ const LOOK: Duration = Duration::from_millis(250);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_millis(800);
 
-/// How long a dial may take up to the greeting. A new one starts its packets anew, so that one which met a node on its
-/// way up does not wait for ever longer retransmissions.
-const DIAL_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a dial may take up to the greeting. QUIC sends its first packet at 0, 0.3, 0.9 and 2.1 s; the next would come
+/// at 4.5 s, and a node that has just come up is not to wait for that. Enough for a round trip of 0.7 s.
+const DIAL_DEADLINE: Duration = Duration::from_millis(2200);
 
 /// What all links of a node share.
 pub(crate) struct LinkContext {
@@ -57,12 +58,10 @@ pub(crate) struct LinkContext {
     /// Drawn at the node's start.
     pub(crate) epoch: u64,
     pub(crate) limits: Limits,
-    /// Goodbyes are being said: no connection is to be made or taken in any more.
-    pub(crate) leaving: CancellationToken,
+    /// How far the node's shutdown has come.
+    pub(crate) phase: Follow,
     /// The endpoint has failed, and the node with it.
     pub(crate) failed: CancellationToken,
-    /// Ends the supervisors.
-    pub(crate) stop: CancellationToken,
 }
 
 type Carrying = Pin<Box<dyn Future<Output = Ended> + Send>>;
@@ -112,7 +111,9 @@ impl Supervisor {
 
     /// Runs until the node stops.
     pub(crate) async fn run(mut self) {
-        let stop = self.context.stop.clone();
+        let context = Arc::clone(&self.context);
+        let stopped = context.phase.reached(Phase::Stopped);
+        tokio::pin!(stopped);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -121,7 +122,7 @@ impl Supervisor {
             let carrying = OptionFuture::from(self.active.as_mut().map(|active| &mut active.carrying));
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = &mut stopped => break,
                 Some(ended) = carrying => self.lost(&ended),
                 Some(greeted) = self.arrivals.recv() => self.consider(greeted).await,
                 Some(dialled) = OptionFuture::from(self.dialling.as_mut()) => {
@@ -141,7 +142,7 @@ impl Supervisor {
     }
 
     fn wants_dial(&self) -> bool {
-        self.target.is_some() && !self.link.is_up() && !self.context.leaving.is_cancelled()
+        self.target.is_some() && !self.link.is_up() && !self.context.phase.has_reached(Phase::Leaving)
     }
 
     fn dial_if_wanted(&mut self) {
@@ -181,7 +182,7 @@ impl Supervisor {
             hello,
             generation,
         } = greeted;
-        if self.context.leaving.is_cancelled() {
+        if self.context.phase.has_reached(Phase::Leaving) {
             connection.close(close::DONE, b"the node shuts down");
             return;
         }

@@ -1,0 +1,28 @@
+//! End-to-end tests: whole nodes, and clients that see only what is on the wire.
+//!
+//! One binary for all topics, as each binary is linked on its own. Every test starts its own nodes, on ports that the
+//! system chooses, with certificates of its own, and every wait has a deadline.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test that goes wrong is to end there and then"
+)]
+
+mod cli;
+mod exchange;
+mod hostile_lines;
+mod hostile_links;
+mod hostile_quic;
+mod ids;
+mod kill;
+mod legacy;
+mod links;
+mod load;
+mod real_tools;
+mod shutdown;
+mod slow_readers;
+mod support;

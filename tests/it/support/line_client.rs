@@ -1,0 +1,193 @@
+//! A legacy client, as bare as `nc`: it knows lines and nothing else.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
+use trunkline::{Address, Code};
+
+use super::within;
+
+/// A receive buffer so small that a client that does not read is soon noticed.
+const SMALL_BUFFER: usize = 4096;
+
+/// The line that sends a message, without its end.
+pub(crate) fn message_line(to: &Address, body: &str) -> String {
+    json!({"to": to.to_string(), "body": body, "cmd": "sendMsg"}).to_string()
+}
+
+/// The same, asking for a receipt.
+pub(crate) fn message_line_with_id(to: &Address, body: &str, id: &str) -> String {
+    json!({"to": to.to_string(), "body": body, "id": id, "cmd": "sendMsg"}).to_string()
+}
+
+#[derive(Debug)]
+pub(crate) struct LineClient {
+    pub(crate) address: Address,
+    pub(crate) reader: LineReader,
+    pub(crate) writer: LineWriter,
+}
+
+#[derive(Debug)]
+pub(crate) struct LineReader(BufReader<OwnedReadHalf>);
+
+#[derive(Debug)]
+pub(crate) struct LineWriter(OwnedWriteHalf);
+
+impl LineClient {
+    /// Connects and reads the greeting.
+    pub(crate) async fn connect(addr: SocketAddr) -> Self {
+        let stream = within("a legacy client connects", TcpStream::connect(addr))
+            .await
+            .unwrap();
+        Self::greeted(stream).await
+    }
+
+    /// The same with as small a receive buffer as there may be, for a client that is slow to read.
+    pub(crate) async fn connect_small(addr: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(addr);
+        Self::greeted(within("a legacy client connects", connecting).await.unwrap()).await
+    }
+
+    async fn greeted(stream: TcpStream) -> Self {
+        let (mut reader, writer) = split(stream);
+        let greeting = reader.line().await;
+        let address = greeting
+            .strip_prefix("you is  : ")
+            .unwrap_or_else(|| panic!("not a greeting: {greeting:?}"));
+        Self {
+            address: address.parse().unwrap(),
+            reader,
+            writer,
+        }
+    }
+
+    /// Sends a message without asking for a receipt.
+    pub(crate) async fn say(&mut self, to: &Address, body: &str) {
+        self.writer.send(&message_line(to, body)).await;
+    }
+
+    /// Sends a message that asks for a receipt.
+    pub(crate) async fn say_with_id(&mut self, to: &Address, body: &str, id: &str) {
+        self.writer.send(&message_line_with_id(to, body, id)).await;
+    }
+
+    /// Fails if anything waits to be read: the next line must be what the client now says to itself.
+    pub(crate) async fn expect_nothing_else(&mut self) {
+        let own = self.address.clone();
+        self.say(&own, "is there anything else?").await;
+        self.reader.expect_message(&own, "is there anything else?").await;
+    }
+}
+
+/// Both directions of a connection on which nothing was read yet.
+pub(crate) fn split(stream: TcpStream) -> (LineReader, LineWriter) {
+    let (reader, writer) = stream.into_split();
+    (LineReader(BufReader::new(reader)), LineWriter(writer))
+}
+
+impl LineReader {
+    /// Connects without reading the greeting, which a node that is full does not send.
+    pub(crate) async fn connect(addr: SocketAddr) -> (Self, LineWriter) {
+        split(
+            within("a legacy client connects", TcpStream::connect(addr))
+                .await
+                .unwrap(),
+        )
+    }
+
+    /// The next line as it came, with its end; `None` once the node has closed the connection.
+    pub(crate) async fn raw_line(&mut self) -> Option<Vec<u8>> {
+        let mut line = Vec::new();
+        let read = within("the next line", self.0.read_until(b'\n', &mut line)).await;
+        // A reset is an end, too: of a client that wrote more than the node read.
+        read.ok().filter(|&length| length > 0).map(|_| line)
+    }
+
+    /// The next line without its end; `None` once the node has closed the connection.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        let mut line = String::from_utf8(self.raw_line().await?).expect("what a node writes is UTF-8");
+        if line.ends_with('\n') {
+            line.pop();
+        }
+        if line.ends_with('\r') {
+            line.pop();
+        }
+        Some(line)
+    }
+
+    /// The next line, which must come.
+    pub(crate) async fn line(&mut self) -> String {
+        self.next().await.expect("a line, not the end of the connection")
+    }
+
+    pub(crate) async fn expect_message(&mut self, from: &Address, body: &str) {
+        assert_eq!(self.line().await, format!("{from} say : {body}"));
+    }
+
+    /// The next line must be an error with this code; gives its text.
+    pub(crate) async fn expect_error(&mut self, code: Code) -> String {
+        let line = self.line().await;
+        let text = line.strip_prefix(&format!("error : {code} : "));
+        text.unwrap_or_else(|| panic!("not an error with code {code}: {line:?}"))
+            .to_owned()
+    }
+
+    /// The next line, which must be JSON.
+    pub(crate) async fn json(&mut self) -> Value {
+        let line = self.line().await;
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    /// The next line must say that the message was delivered.
+    pub(crate) async fn expect_delivered(&mut self, id: &str) {
+        assert_eq!(
+            self.json().await,
+            json!({"cmd": "receipt", "id": id, "status": "delivered"})
+        );
+    }
+
+    /// The next line must say that the message was refused, for this reason.
+    pub(crate) async fn expect_refused(&mut self, id: &str, code: Code) {
+        let mut receipt = self.json().await;
+        let text = receipt.as_object_mut().and_then(|receipt| receipt.remove("text"));
+        assert!(text.is_some_and(|text| text.as_str().is_some_and(|text| !text.is_empty())));
+        assert_eq!(
+            receipt,
+            json!({"cmd": "receipt", "id": id, "status": "refused", "code": code.as_str()})
+        );
+    }
+
+    /// The node must close the connection now.
+    pub(crate) async fn expect_end(&mut self) {
+        assert_eq!(self.next().await, None);
+    }
+}
+
+impl LineWriter {
+    /// Writes bytes; a failure is the test's.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) {
+        within("a write", self.0.write_all(bytes)).await.unwrap();
+    }
+
+    /// Writes bytes, for as long as the node takes them.
+    pub(crate) async fn write_while_taken(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).await.is_ok()
+    }
+
+    /// Writes a line.
+    pub(crate) async fn send(&mut self, line: &str) {
+        self.write(format!("{line}\n").as_bytes()).await;
+    }
+
+    /// Ends the sending side.
+    pub(crate) async fn end(&mut self) {
+        within("the end", self.0.shutdown()).await.unwrap();
+    }
+}
