@@ -298,7 +298,8 @@ impl Client {
 
     /// Sends a message. Waits only while as much is under way, to this recipient or in all, as the node allows.
     ///
-    /// Should the message not be delivered, [`receive`](Self::receive) tells.
+    /// Should the message not be delivered, [`receive`](Self::receive) tells. So a program that sends like this must
+    /// receive too: what it is not told yet is kept, and a client that takes no messages is disconnected in the end.
     ///
     /// # Errors
     ///
@@ -467,7 +468,14 @@ async fn greet(connection: &Connection, node: &NodeName) -> Result<(Welcome, Con
     let mut buffer = BytesMut::new();
     loop {
         match wire::read_line(&mut buffer).map_err(|error| lost(&error))? {
-            Some(FromNode::Welcome(welcome)) => return Ok((welcome, ControlStream { send, recv, buffer })),
+            Some(FromNode::Welcome(welcome)) if welcome.version == wire::VERSION => {
+                return Ok((welcome, ControlStream { send, recv, buffer }));
+            }
+            Some(FromNode::Welcome(welcome)) => {
+                let code = Code::UnsupportedVersion;
+                let text = format!("it speaks version {}, this client {}", welcome.version, wire::VERSION);
+                return Err(ConnectError::Refused(node.clone(), code.to_string(), text));
+            }
             Some(FromNode::Error { code, text }) => return Err(ConnectError::Refused(node.clone(), code, text)),
             Some(FromNode::Receipt(_) | FromNode::GoingAway | FromNode::Other) => {}
             None => match recv.read_chunk(wire::MAX_HEADER, true).await {

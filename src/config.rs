@@ -82,8 +82,11 @@ impl FromStr for Peer {
 /// The limits of a node. Bytes of messages count each message's body and
 /// [`MESSAGE_OVERHEAD`](crate::MESSAGE_OVERHEAD).
 ///
-/// What a node may hold of messages in all is at most: `max_clients` × (`outbox_bytes` + twice the longest line) and
-/// for each link `link_bytes` out and as much in.
+/// What a node may hold of messages in all is at most, and one message more for each:
+///
+/// - for each client, `outbox_bytes` on the way to it, and from it `client_bytes` under way; of a legacy client one line
+///   and 64 KiB that are being read, of a QUIC client `client_bytes` in streams that have not ended;
+/// - for each link, `link_bytes` out, and as much in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// The longest body in bytes. A legacy client's line may have 1,024 bytes more, for the rest of the JSON. 1 MiB:

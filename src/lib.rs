@@ -23,6 +23,8 @@
 //!
 //! Imports go from the bottom of the table to its top. `docs/architecture.md` follows a message through the files.
 
+#![forbid(unsafe_code)]
+
 pub mod address;
 mod carrier;
 pub mod certs;

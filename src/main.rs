@@ -1,5 +1,7 @@
 //! The `trunkline` program: reads its arguments, hands over to the library, and says how it went by its exit code.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 
 use std::process::ExitCode;

@@ -20,7 +20,7 @@ use crate::flow::Flow;
 use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
-use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt, Welcome};
+use crate::wire::client::{self as wire, FromClient, FromNode, HeaderFromClient, Receipt, Welcome};
 
 /// How long a client may take from its first packet to the end of its `hello`.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -395,7 +395,7 @@ impl Codec for NodeCodec {
         let line = wire::split_header(&mut stream)
             .map_err(Malformed::new)?
             .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
-        let header: Header<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
+        let header: HeaderFromClient<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
         let message = match header.to.parse() {
             _ if !whole || stream.len() > self.max_message => Err(Code::TooLarge),
             Ok(to) => Ok(Message {

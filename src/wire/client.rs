@@ -156,10 +156,23 @@ impl From<Receipt> for Report {
     }
 }
 
+/// The first line of a message's stream from a client. A `from` is not even read.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct HeaderFromClient<'a> {
+    /// Whom it is for.
+    #[serde(borrow)]
+    pub(crate) to: Cow<'a, str>,
+    /// As in [`Header`].
+    pub(crate) id: u64,
+    /// As in [`Header`].
+    #[serde(default)]
+    pub(crate) after: u64,
+}
+
 /// The first line of a message's stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header<'a> {
-    /// Who sent it; a node sets it, what a client writes there is not read.
+    /// Who sent it, from a node; a client leaves it out.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(crate) from: Option<Cow<'a, str>>,
     /// Whom it is for.
