@@ -30,6 +30,9 @@ const COPY_BODY: usize = 4096;
 /// The first bytes of a stream do not count against what may be under way: a header is no message.
 const UNCOUNTED: usize = 1024;
 
+/// The control stream goes before all others.
+pub(crate) const CONTROL_PRIORITY: i32 = 1;
+
 /// How much of the control stream is read at once.
 const CONTROL_READ: usize = 16 * 1024;
 
@@ -51,6 +54,30 @@ pub(crate) mod close {
     pub(crate) const BUSY: VarInt = VarInt::from_u32(5);
     /// The certificate does not say what it must.
     pub(crate) const IDENTITY: VarInt = VarInt::from_u32(6);
+}
+
+/// Closes a connection whose greeting is broken off, unless it is disarmed. A connection that is merely dropped would
+/// be closed as if its side were done.
+pub(crate) struct BreakOff(Option<Connection>);
+
+impl BreakOff {
+    /// Armed for this connection.
+    pub(crate) fn new(connection: &Connection) -> Self {
+        Self(Some(connection.clone()))
+    }
+
+    /// The greeting has come to its end.
+    pub(crate) fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for BreakOff {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.close(close::DUPLICATE, b"another connection takes its place");
+        }
+    }
 }
 
 /// What travels on a control stream.
@@ -102,8 +129,8 @@ pub(crate) trait Codec: Sync {
 
 /// Where messages and their ends go.
 pub(crate) trait Handler<T>: Sync {
-    /// Passes on messages that were taken, in this order. While it waits, nothing more is read from the connection.
-    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) -> impl Future<Output = ()> + Send;
+    /// Passes on messages that were taken, in this order.
+    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>);
 
     /// Messages that were submitted have ended.
     fn settled(&self, settled: Settled<T>);
@@ -318,7 +345,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                     self.heard.touch();
                     let next = self.exchange.message(arrived.number, arrived.after, arrived.message)?;
                     if !next.taken.is_empty() {
-                        self.handler.taken(next.incarnation, next.taken).await;
+                        self.handler.taken(next.incarnation, next.taken);
                     }
                 }
             }

@@ -7,27 +7,32 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::address::{Address, NodeName};
-use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close};
+use crate::backoff::Backoff;
+use crate::carrier::{
+    Arrived, BreakOff, CONTROL_PRIORITY, Carrier, Codec, ControlStream, Ended, Frame, Handler, Heard, Malformed, close,
+};
 use crate::config::Limits;
-use crate::delivery::{Bounds, Control};
+use crate::delivery::{Bounds, Control, RangeSet};
 use crate::endpoint;
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
-use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, Welcome};
+use crate::wire::client::{
+    self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, Resume, ResumeOffer, Welcome,
+};
 use crate::wire::{escape, line};
 
 /// How long connecting may take, up to the node's `welcome`.
@@ -36,10 +41,18 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the last packets may take when a client closes.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// How long one attempt to come back may take, and the first and the longest wait between two.
+const ATTEMPT: Duration = Duration::from_secs(3);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 /// The end of a message that arrived and that the program will not see.
 const NOT_SEEN: Outcome = Outcome::Refused(Code::RecipientGone);
 
 /// A client of a node, connected over QUIC.
+///
+/// When the connection breaks the client comes back to its session by itself, within the grace that the node gives (30 s
+/// by default): the address stays, and what was under way in both directions is completed, without loss or repeat.
 ///
 /// All methods take `&self`, so one task can receive while others send. Dropping a client closes its connection at
 /// once; [`close`](Self::close) lets what was sent end first.
@@ -62,7 +75,6 @@ const NOT_SEEN: Outcome = Outcome::Refused(Code::RecipientGone);
 pub struct Client {
     shared: Arc<Shared>,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<Queued>>,
-    connection: Connection,
     endpoint: Endpoint,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -72,6 +84,8 @@ pub struct Client {
 struct Shared {
     address: Address,
     max_message: usize,
+    /// The connection that serves the session now, or served it last.
+    connection: Mutex<Connection>,
     exchange: Exchange<usize>,
     flow: Mutex<Flow<Reply>>,
     /// A message has ended, or the connection.
@@ -241,17 +255,17 @@ impl Client {
         let socket = std::net::UdpSocket::bind((any, 0)).map_err(ConnectError::Socket)?;
         let endpoint =
             endpoint::endpoint(EndpointConfig::default(), None, socket, &tracker).map_err(ConnectError::Socket)?;
-        let failed = |error: &dyn fmt::Display| ConnectError::Connection(node.clone(), error.to_string());
-        let connection = endpoint
-            .connect_with(config, addr, node.host())
-            .map_err(|error| failed(&error))?
-            .await
-            .map_err(|error| failed(&error))?;
-        let (welcome, control) = greet(&connection, node).await?;
-        let address: Address = welcome
-            .address
-            .parse()
-            .map_err(|error| failed(&format!("the welcome holds no address: {error}")))?;
+        let way = Way {
+            endpoint: endpoint.clone(),
+            config,
+            addr,
+            node: node.clone(),
+        };
+        let (connection, welcome, control) = way.connect(None).await?;
+        let address: Address = welcome.address.parse().map_err(|error| {
+            let text = format!("the welcome holds no address: {error}");
+            ConnectError::Connection(node.clone(), text)
+        })?;
 
         let (events, receiver) = mpsc::unbounded_channel();
         // What the node may send at once is for the node to bound; this only keeps a broken one from filling memory.
@@ -266,20 +280,19 @@ impl Client {
         let shared = Arc::new(Shared {
             address,
             max_message: welcome.max_message,
+            connection: Mutex::new(connection),
             exchange: Exchange::new(outgoing, incoming),
             flow: Mutex::new(Flow::new(welcome.window)),
             ended: Notify::new(),
             events: Mutex::new(Some(events)),
             closed: AtomicBool::new(false),
         });
-        // Neither side remembers anything of the other, so this can't be a violation.
-        let _ = shared.exchange.connected_afresh();
         let stop = CancellationToken::new();
-        tracker.spawn(carry(Arc::clone(&shared), connection.clone(), control, stop.clone()));
+        let carry = carry(Arc::clone(&shared), way, control, welcome.resume, stop.clone());
+        tracker.spawn(carry);
         Ok(Self {
             shared,
             events: tokio::sync::Mutex::new(receiver),
-            connection,
             endpoint,
             tracker,
             stop,
@@ -353,8 +366,9 @@ impl Client {
         }
         // The node closes once it has read what comes before the goodbye.
         self.shared.exchange.say_goodbye();
-        let _ = timeout(LAST_WORD, self.connection.closed()).await;
-        self.connection.close(close::DONE, b"the client has left");
+        let connection = self.shared.connection.lock().clone();
+        let _ = timeout(LAST_WORD, connection.closed()).await;
+        connection.close(close::DONE, b"the client has left");
         let _ = timeout(LAST_WORD, self.endpoint.wait_idle()).await;
         let tracker = self.tracker.clone();
         tracker.close();
@@ -366,7 +380,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.stop.cancel();
-        self.connection.close(close::DONE, b"the client has left");
+        self.shared.connection.lock().close(close::DONE, b"the client has left");
     }
 }
 
@@ -433,61 +447,157 @@ impl Shared {
     }
 }
 
-async fn carry(shared: Arc<Shared>, connection: Connection, control: ControlStream, stop: CancellationToken) {
-    let handler = ClientHandler {
-        shared: &shared,
-        connection: &connection,
+/// Carries messages over one connection after the other, until the client or the node has left, or the session is no
+/// more.
+async fn carry(
+    shared: Arc<Shared>,
+    way: Way,
+    mut control: ControlStream,
+    offer: Option<ResumeOffer>,
+    stop: CancellationToken,
+) {
+    let codec = ClientCodec {
+        client: shared.address.clone(),
+        resumable: offer.is_some(),
     };
-    let heard = Heard::now();
-    let carrier = Carrier {
-        connection: &connection,
-        exchange: &shared.exchange,
-        codec: &ClientCodec {
-            client: shared.address.clone(),
-        },
-        handler: &handler,
-        max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
-        liveness: None,
-        heard: &heard,
-    };
-    tokio::select! {
-        _ = carrier.run(control) => {}
-        () = stop.cancelled() => {}
+    if offer.is_none() {
+        shared.exchange.tell_once();
+    }
+    let mut taken = RangeSet::new();
+    loop {
+        let connection = shared.connection.lock().clone();
+        // What the node says it has taken and was never sent is the node's mistake; there is no going on with it.
+        if shared.exchange.connected_knowing(&taken).is_err() {
+            connection.close(close::PROTOCOL, b"messages were taken that were never sent");
+            break;
+        }
+        let handler = ClientHandler {
+            shared: &shared,
+            connection: &connection,
+        };
+        let heard = Heard::now();
+        let carrier = Carrier {
+            connection: &connection,
+            exchange: &shared.exchange,
+            codec: &codec,
+            handler: &handler,
+            max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
+            liveness: None,
+            heard: &heard,
+        };
+        let ended = tokio::select! {
+            ended = carrier.run(control) => ended,
+            () = stop.cancelled() => break,
+        };
+        shared.exchange.disconnected(Instant::now());
+        let Some(offer) = &offer else {
+            break;
+        };
+        if ended.is_farewell() || !matches!(ended, Ended::Lost(_)) {
+            break;
+        }
+        let again = tokio::select! {
+            again = come_back(&shared, &way, offer) => again,
+            () = stop.cancelled() => break,
+        };
+        match again {
+            Some((next, next_control, next_taken)) => {
+                *shared.connection.lock() = next;
+                (control, taken) = (next_control, next_taken);
+            }
+            None => break,
+        }
     }
     shared.closed.store(true, Ordering::SeqCst);
     shared.end(shared.exchange.give_up(Code::NodeUnreachable));
     shared.events.lock().take();
 }
 
-async fn greet(connection: &Connection, node: &NodeName) -> Result<(Welcome, ControlStream), ConnectError> {
-    let lost = |error: &dyn fmt::Display| ConnectError::Connection(node.clone(), error.to_string());
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
-    let mut out = BytesMut::new();
-    wire::write_line(&mut out, &FromClient::Hello { version: wire::VERSION });
-    send.write_all(&out).await.map_err(|error| lost(&error))?;
-    let mut buffer = BytesMut::new();
-    loop {
-        match wire::read_line(&mut buffer).map_err(|error| lost(&error))? {
-            Some(FromNode::Welcome(welcome)) if welcome.version == wire::VERSION => {
-                return Ok((welcome, ControlStream { send, recv, buffer }));
+/// Tries to come back to the session for as long as the node keeps it.
+async fn come_back(shared: &Shared, way: &Way, offer: &ResumeOffer) -> Option<(Connection, ControlStream, RangeSet)> {
+    let deadline = Instant::now() + Duration::from_millis(offer.grace_ms);
+    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+    while Instant::now() < deadline {
+        let resume = Resume {
+            token: offer.token.clone(),
+            taken: shared.exchange.taken().into(),
+        };
+        match timeout(ATTEMPT, way.connect(Some(resume))).await {
+            Ok(Ok((connection, welcome, control))) => {
+                let taken = welcome.taken?;
+                return Some((connection, control, taken.into()));
             }
-            Some(FromNode::Welcome(welcome)) => {
-                let code = Code::UnsupportedVersion;
-                let text = format!("it speaks version {}, this client {}", welcome.version, wire::VERSION);
-                return Err(ConnectError::Refused(node.clone(), code.to_string(), text));
-            }
-            Some(FromNode::Error { code, text }) => return Err(ConnectError::Refused(node.clone(), code, text)),
-            Some(FromNode::Receipt(_) | FromNode::GoingAway | FromNode::Other) => {}
-            None => match recv.read_chunk(wire::MAX_HEADER, true).await {
-                Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
-                Ok(None) => return Err(lost(&"it ended the control stream without a welcome")),
-                Err(quinn::ReadError::ConnectionLost(ConnectionError::ApplicationClosed(closed))) => {
-                    let text = String::from_utf8_lossy(&closed.reason).escape_debug().to_string();
-                    let code = format!("closed with code {}", closed.error_code);
-                    return Err(ConnectError::Refused(node.clone(), code, text));
+            Ok(Err(ConnectError::Refused(_, code, _))) if code == Code::SessionGone.as_str() => return None,
+            Ok(Err(_)) | Err(_) => sleep(backoff.next(rand::random())).await,
+        }
+    }
+    None
+}
+
+/// How a client gets to its node.
+struct Way {
+    endpoint: Endpoint,
+    config: quinn::ClientConfig,
+    addr: SocketAddr,
+    node: NodeName,
+}
+
+impl Way {
+    /// Connects and greets, as a new client or to come back.
+    async fn connect(&self, resume: Option<Resume>) -> Result<(Connection, Welcome, ControlStream), ConnectError> {
+        let failed = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
+        let connection = self
+            .endpoint
+            .connect_with(self.config.clone(), self.addr, self.node.host())
+            .map_err(|error| failed(&error))?
+            .await
+            .map_err(|error| failed(&error))?;
+        let break_off = BreakOff::new(&connection);
+        let (welcome, control) = self.greet(&connection, resume).await?;
+        break_off.disarm();
+        Ok((connection, welcome, control))
+    }
+
+    async fn greet(
+        &self,
+        connection: &Connection,
+        resume: Option<Resume>,
+    ) -> Result<(Welcome, ControlStream), ConnectError> {
+        let lost = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
+        let refused = |code: String, text: String| ConnectError::Refused(self.node.clone(), code, text);
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
+        // Fails only for a stream that is gone; then the write fails too.
+        let _ = send.set_priority(CONTROL_PRIORITY);
+        let hello = FromClient::Hello {
+            version: wire::VERSION,
+            resumable: true,
+            resume,
+        };
+        let mut out = BytesMut::new();
+        wire::write_line(&mut out, &hello);
+        send.write_all(&out).await.map_err(|error| lost(&error))?;
+        let mut buffer = BytesMut::new();
+        loop {
+            match wire::read_line(&mut buffer).map_err(|error| lost(&error))? {
+                Some(FromNode::Welcome(welcome)) if welcome.version == wire::VERSION => {
+                    return Ok((welcome, ControlStream { send, recv, buffer }));
                 }
-                Err(error) => return Err(lost(&error)),
-            },
+                Some(FromNode::Welcome(welcome)) => {
+                    let text = format!("it speaks version {}, this client {}", welcome.version, wire::VERSION);
+                    return Err(refused(Code::UnsupportedVersion.to_string(), text));
+                }
+                Some(FromNode::Error { code, text }) => return Err(refused(code, text)),
+                Some(FromNode::Receipt(_) | FromNode::Confirm(_) | FromNode::GoingAway | FromNode::Other) => {}
+                None => match recv.read_chunk(wire::MAX_HEADER, true).await {
+                    Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
+                    Ok(None) => return Err(lost(&"it ended the control stream without a welcome")),
+                    Err(quinn::ReadError::ConnectionLost(ConnectionError::ApplicationClosed(closed))) => {
+                        let text = String::from_utf8_lossy(&closed.reason).escape_debug().to_string();
+                        return Err(refused(format!("closed with code {}", closed.error_code), text));
+                    }
+                    Err(error) => return Err(lost(&error)),
+                },
+            }
         }
     }
 }
@@ -499,7 +609,7 @@ struct ClientHandler<'a> {
 }
 
 impl Handler<usize> for ClientHandler<'_> {
-    async fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
+    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
         for (number, incoming) in taken {
             let tag = Tag { number, incarnation };
             match incoming {
@@ -530,6 +640,8 @@ impl Handler<usize> for ClientHandler<'_> {
 /// How a client writes to its node and reads from it.
 struct ClientCodec {
     client: Address,
+    /// Whether the two sides confirm what they know.
+    resumable: bool,
 }
 
 impl Codec for ClientCodec {
@@ -564,6 +676,9 @@ impl Codec for ClientCodec {
             Frame::Control(Control::Report(report)) => {
                 wire::write_line(out, &FromClient::Receipt(ReceiptLine::from(report.clone())));
             }
+            Frame::Control(Control::Confirm(confirm)) if self.resumable => {
+                wire::write_line(out, &FromClient::Confirm((*confirm).into()));
+            }
             Frame::Goodbye => wire::write_line(out, &FromClient::Goodbye),
             // Said by the greeting, or not said on this kind of connection.
             Frame::Control(Control::Sync(_) | Control::Confirm(_)) | Frame::Ping(_) | Frame::Pong(_) => {}
@@ -575,6 +690,11 @@ impl Codec for ClientCodec {
             match wire::read_line(buffer).map_err(Malformed::new)? {
                 None => return Ok(None),
                 Some(FromNode::Receipt(receipt)) => return Ok(Some(Frame::Control(Control::Report(receipt.into())))),
+                // One that can't come back has nothing to confirm.
+                Some(FromNode::Confirm(_)) if !self.resumable => {}
+                Some(FromNode::Confirm(confirm)) => {
+                    return Ok(Some(Frame::Control(Control::Confirm(confirm.into()))));
+                }
                 Some(FromNode::GoingAway) => return Ok(Some(Frame::Goodbye)),
                 Some(FromNode::Error { code, text }) => return Err(Malformed(format!("{code}: {text}"))),
                 Some(FromNode::Welcome(_)) => return Err(Malformed::new("a second welcome")),

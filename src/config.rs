@@ -112,6 +112,9 @@ pub struct Limits {
     /// How long a message waits for a node that can't be reached before it ends as `node-unreachable`. 90 s: longer
     /// than a reboot of most machines.
     pub link_wait: Duration,
+    /// How long a QUIC client whose connection broke may take to come back to its session. 30 s: a change of network,
+    /// not a night's sleep.
+    pub resume_grace: Duration,
     /// How long a client may take nothing of what is to be written to it before it is disconnected. 30 s: a stopped
     /// laptop is no reason, a dead one is.
     pub stall: Duration,
@@ -129,6 +132,7 @@ impl Default for Limits {
             link_bytes: 64 << 20,
             link_messages: 262_144,
             link_wait: Duration::from_secs(90),
+            resume_grace: Duration::from_secs(30),
             stall: Duration::from_secs(30),
         }
     }

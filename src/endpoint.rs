@@ -50,6 +50,10 @@ const LINK_IDLE: Duration = Duration::from_secs(15);
 const CLIENT_IDLE: Duration = Duration::from_secs(30);
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(10);
 
+/// The same where the client is this library's: it can come back, so it had better find out soon that it must.
+const OWN_IDLE: Duration = Duration::from_secs(6);
+const OWN_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
 /// How many handshakes may wait to be looked at, and what they may send meanwhile (no data is sent early here).
 const PENDING_HANDSHAKES: usize = 1024;
 const PENDING_BYTES: u64 = 64 * 1024;
@@ -125,7 +129,11 @@ pub(crate) fn client_server(crypto: Arc<QuicServerConfig>, limits: &Limits) -> S
 /// How a client dials its node. What it may send is for the node to say; what it takes is the largest legal message.
 pub(crate) fn client_client(crypto: Arc<QuicClientConfig>) -> ClientConfig {
     let mut config = ClientConfig::new(crypto);
-    config.transport_config(Arc::new(client_transport(Limits::MOST_MAX_MESSAGE)));
+    let mut transport = client_transport(Limits::MOST_MAX_MESSAGE);
+    transport
+        .max_idle_timeout(Some(idle_timeout(OWN_IDLE)))
+        .keep_alive_interval(Some(OWN_KEEP_ALIVE));
+    config.transport_config(Arc::new(transport));
     config
 }
 

@@ -143,14 +143,32 @@ impl<T> Exchange<T> {
         self.control.notify_one();
     }
 
-    /// A new connection is there, to one who remembers nothing and of whom nothing is remembered: what the two would
-    /// say about that goes unsaid.
-    pub(crate) fn connected_afresh(&self) -> Result<(), Violation> {
+    /// A new connection is there, and what each side has taken was said in the greeting: the other side this.
+    pub(crate) fn connected_knowing(&self, taken: &RangeSet) -> Result<(), Violation> {
         let mut endpoint = self.endpoint.lock();
-        endpoint.receiver.tell_once();
         endpoint.connected();
+        // It would be the `Sync` of this side.
         endpoint.poll_control(false);
-        endpoint.control(Control::Sync(RangeSet::new()))
+        endpoint.control(Control::Sync(taken.clone()))?;
+        let wants_transmit = endpoint.sender.wants_transmit();
+        drop(endpoint);
+        *self.progress.lock() = Instant::now();
+        if wants_transmit {
+            self.transmit.notify_one();
+        }
+        // Ends that the other side may not know are told again.
+        self.control.notify_one();
+        Ok(())
+    }
+
+    /// There will be one connection and no other: what is told on it need not be kept.
+    pub(crate) fn tell_once(&self) {
+        self.endpoint.lock().receiver.tell_once();
+    }
+
+    /// What was taken, to be said in the greeting of the next connection.
+    pub(crate) fn taken(&self) -> RangeSet {
+        self.endpoint.lock().receiver.taken().clone()
     }
 
     /// The connection is gone; the other side was last heard of at `heard`.
@@ -272,7 +290,8 @@ mod tests {
             bytes: 100_000,
         };
         let exchange = Exchange::new(bounds, bounds);
-        exchange.connected_afresh().unwrap();
+        exchange.connected_knowing(&RangeSet::new()).unwrap();
+        exchange.control_ready().now_or_never();
         for ticket in 0..10 {
             let message = Message {
                 from: "n:1:a".parse().unwrap(),

@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod backoff;
 mod carrier;
 pub mod certs;
 pub mod client;

@@ -40,11 +40,13 @@ pub enum Code {
     UnsupportedVersion,
     /// The client broke the protocol of its transport, so that what it sends can't be followed.
     ProtocolError,
+    /// The session that a client comes back to is no more.
+    SessionGone,
 }
 
 impl Code {
     /// Every code there is.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadJson,
         Self::BadAddress,
         Self::UnknownCmd,
@@ -60,6 +62,7 @@ impl Code {
         Self::ShuttingDown,
         Self::UnsupportedVersion,
         Self::ProtocolError,
+        Self::SessionGone,
     ];
 
     /// The code as clients see it.
@@ -80,6 +83,7 @@ impl Code {
             Self::ShuttingDown => "shutting-down",
             Self::UnsupportedVersion => "unsupported-version",
             Self::ProtocolError => "protocol-error",
+            Self::SessionGone => "session-gone",
         }
     }
 
@@ -101,6 +105,7 @@ impl Code {
             Self::ShuttingDown => 13,
             Self::UnsupportedVersion => 14,
             Self::ProtocolError => 15,
+            Self::SessionGone => 16,
         }
     }
 
@@ -129,6 +134,7 @@ impl Code {
             Self::ShuttingDown => "the node is shutting down; connect again, or to another node",
             Self::UnsupportedVersion => "this version of the protocol is not spoken here; update the older side",
             Self::ProtocolError => "what was sent does not follow the protocol; see docs/protocol.md",
+            Self::SessionGone => "the session to come back to is no more; connect as a new client",
         }
     }
 }

@@ -93,6 +93,10 @@ struct LimitArgs {
     #[arg(long, value_name = "SECONDS", default_value = "90", value_parser = seconds)]
     link_wait: Duration,
 
+    /// How long a QUIC client whose connection broke may take to come back to its session, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    resume_grace: Duration,
+
     /// How long a client may take nothing of what is written to it before it is disconnected, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     stall: Duration,
@@ -127,6 +131,7 @@ impl From<NodeArgs> for Config {
                 link_bytes: args.limits.link_bytes,
                 link_messages: args.limits.link_messages,
                 link_wait: args.limits.link_wait,
+                resume_grace: args.limits.resume_grace,
                 stall: args.limits.stall,
             },
         }

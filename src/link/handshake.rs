@@ -7,15 +7,12 @@ use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, Writ
 use tokio::time::timeout;
 
 use super::Link;
-use crate::carrier::{ControlStream, close};
+use crate::carrier::{BreakOff, CONTROL_PRIORITY, ControlStream, close};
 use crate::delivery::Bounds;
 use crate::wire::link::{Frame, Hello, Malformed, VERSION, read_frame, write_frame};
 
 /// How long a greeting may take: a few round trips of the slowest path, or the other side is no node.
 pub(crate) const GREETING_DEADLINE: Duration = Duration::from_secs(5);
-
-/// The control stream goes before all others.
-const CONTROL_PRIORITY: i32 = 1;
 
 /// A connection on which the other node has greeted this one.
 #[derive(Debug)]
@@ -67,17 +64,6 @@ pub(crate) fn is_duplicate(lost: &ConnectionError) -> bool {
     matches!(lost, ConnectionError::ApplicationClosed(closed) if closed.error_code == close::DUPLICATE)
 }
 
-/// Says why a connection is closed whose greeting is broken off: another has become the link meanwhile.
-struct BreakOff(Option<Connection>);
-
-impl Drop for BreakOff {
-    fn drop(&mut self) {
-        if let Some(connection) = &self.0 {
-            connection.close(close::DUPLICATE, b"another connection is the link");
-        }
-    }
-}
-
 /// Greets the other node on a connection; `dialled` says that it was this node that made it. The connection is closed
 /// if it comes to nothing.
 pub(crate) async fn greet(
@@ -87,7 +73,7 @@ pub(crate) async fn greet(
     epoch: u64,
     bounds: Bounds,
 ) -> Result<Greeted, GreetingError> {
-    let mut break_off = BreakOff(Some(connection.clone()));
+    let break_off = BreakOff::new(&connection);
     let greeted = match timeout(
         GREETING_DEADLINE,
         exchange_hellos(&connection, dialled, link, epoch, bounds),
@@ -97,7 +83,7 @@ pub(crate) async fn greet(
         Ok(greeted) => greeted,
         Err(_) => Err(GreetingError::TimedOut),
     };
-    break_off.0 = None;
+    break_off.disarm();
     match greeted {
         Ok((control, hello, generation)) => Ok(Greeted {
             connection,

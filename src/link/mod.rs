@@ -5,7 +5,6 @@
 //! those that others dial, [`supervisor`] dials, adopts, carries and gives up.
 
 pub(crate) mod adoption;
-mod backoff;
 pub(crate) mod handshake;
 pub(crate) mod listener;
 pub(crate) mod supervisor;

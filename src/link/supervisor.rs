@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::adoption::Decision;
-use super::backoff::Backoff;
 use super::handshake::{Greeted, GreetingError, greet, is_duplicate};
 use super::{Link, LinkCodec};
 use crate::address::{HostPort, NodeName};
+use crate::backoff::Backoff;
 use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
 use crate::config::Limits;
 use crate::exchange::{Incoming, Settled};
@@ -292,7 +292,7 @@ struct LinkHandler {
 }
 
 impl Handler<Ticket> for LinkHandler {
-    async fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
+    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
         for (number, message) in taken {
             let ticket = Ticket {
                 origin: Arc::<Link>::clone(&self.link),

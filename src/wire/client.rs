@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
-use crate::delivery::{Failure, Report};
+use crate::delivery::{Confirm, Failure, RangeSet, Report};
 use crate::outcome::{Code, Outcome};
 
 /// The version of the client protocol that this node speaks.
@@ -29,9 +29,17 @@ pub(crate) enum FromClient {
     Hello {
         /// The version of the protocol the client speaks.
         version: u32,
+        /// Whether it may come back to its session by another connection. Then it says `confirm`, and hears it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        resumable: bool,
+        /// The session it comes back to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<Resume>,
     },
     /// How messages to the client ended: it took them, or refuses them.
     Receipt(Receipt),
+    /// What the client knows of the ends of its messages.
+    Confirm(ConfirmLine),
     /// The client will say nothing more, and waits for the node to close the connection.
     Goodbye,
     /// A command of a later version.
@@ -47,6 +55,8 @@ pub(crate) enum FromNode {
     Welcome(Welcome),
     /// How messages of the client ended.
     Receipt(Receipt),
+    /// What the node knows of the ends of messages to the client.
+    Confirm(ConfirmLine),
     /// What the client did wrong; the connection is closed after it.
     Error {
         /// Which kind of error.
@@ -72,6 +82,82 @@ pub(crate) struct Welcome {
     pub(crate) max_message: usize,
     /// How much the client may have under way.
     pub(crate) window: Window,
+    /// How it can come back, if it asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resume: Option<ResumeOffer>,
+    /// It has come back, and the node has taken this of its messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) taken: Option<Taken>,
+}
+
+/// How a client can come back to its session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ResumeOffer {
+    /// Proves that it is the same client: a secret.
+    pub(crate) token: String,
+    /// How long the node waits for it, in milliseconds from when it finds the connection lost.
+    pub(crate) grace_ms: u64,
+}
+
+/// A client comes back to its session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resume {
+    /// From the session's `welcome`.
+    pub(crate) token: String,
+    /// What the client has taken of the node's messages.
+    pub(crate) taken: Taken,
+}
+
+/// A set of messages that were taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Taken {
+    /// Every id below.
+    below: u64,
+    /// And first and last id of ranges above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ranges: Vec<(u64, u64)>,
+}
+
+impl From<RangeSet> for Taken {
+    fn from(set: RangeSet) -> Self {
+        Self {
+            below: set.below(),
+            ranges: set.ranges().collect(),
+        }
+    }
+}
+
+impl From<Taken> for RangeSet {
+    fn from(taken: Taken) -> Self {
+        Self::from_parts(taken.below, taken.ranges)
+    }
+}
+
+/// What a sender knows of the ends of its messages, so that the receiver need not remember them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConfirmLine {
+    /// The ends of all messages below this id are known.
+    below: u64,
+    /// How many `receipt` lines have come on this connection.
+    receipts: u64,
+}
+
+impl From<Confirm> for ConfirmLine {
+    fn from(confirm: Confirm) -> Self {
+        Self {
+            below: confirm.below,
+            receipts: confirm.reports,
+        }
+    }
+}
+
+impl From<ConfirmLine> for Confirm {
+    fn from(line: ConfirmLine) -> Self {
+        Self {
+            below: line.below,
+            reports: line.receipts,
+        }
+    }
 }
 
 /// How much a client may have under way, that is sent and without a receipt.
@@ -264,11 +350,34 @@ mod tests {
         String::from_utf8(out.to_vec()).unwrap()
     }
 
+    fn hello(version: u32) -> FromClient {
+        FromClient::Hello {
+            version,
+            resumable: false,
+            resume: None,
+        }
+    }
+
     #[test]
     fn lines_are_these_bytes() {
+        assert_eq!(line(&hello(1)), "{\"cmd\":\"hello\",\"version\":1}\n");
+        let back = FromClient::Hello {
+            version: 1,
+            resumable: true,
+            resume: Some(Resume {
+                token: "secret".to_owned(),
+                taken: RangeSet::from_parts(3, [(5, 6)]).into(),
+            }),
+        };
         assert_eq!(
-            line(&FromClient::Hello { version: 1 }),
-            "{\"cmd\":\"hello\",\"version\":1}\n"
+            line(&back),
+            "{\"cmd\":\"hello\",\"version\":1,\"resumable\":true,\
+             \"resume\":{\"token\":\"secret\",\"taken\":{\"below\":3,\"ranges\":[[5,6]]}}}\n"
+        );
+        let confirm = Confirm { below: 7, reports: 2 };
+        assert_eq!(
+            line(&FromNode::Confirm(confirm.into())),
+            "{\"cmd\":\"confirm\",\"below\":7,\"receipts\":2}\n"
         );
         let welcome = FromNode::Welcome(Welcome {
             version: 1,
@@ -279,6 +388,8 @@ mod tests {
                 bytes: 1000,
                 conversation_bytes: 500,
             },
+            resume: None,
+            taken: None,
         });
         assert_eq!(
             line(&welcome),
@@ -333,7 +444,7 @@ mod tests {
         let mut control =
             BytesMut::from("{\"cmd\":\"dance\",\"with\":[1]}\n{\"cmd\":\"hello\",\"version\":2,\"x\":{}}\n");
         assert_eq!(read_line::<FromClient>(&mut control).unwrap(), Some(FromClient::Other));
-        assert_eq!(read_line(&mut control).unwrap(), Some(FromClient::Hello { version: 2 }));
+        assert_eq!(read_line(&mut control).unwrap(), Some(hello(2)));
         assert_eq!(read_line::<FromClient>(&mut control).unwrap(), None);
     }
 

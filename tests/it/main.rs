@@ -23,6 +23,7 @@ mod legacy;
 mod links;
 mod load;
 mod real_tools;
+mod resume;
 mod shutdown;
 mod slow_readers;
 mod support;

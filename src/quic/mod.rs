@@ -1,0 +1,298 @@
+//! QUIC clients: the listener, and what comes before a session.
+
+mod codec;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tracing::{debug, error};
+
+use crate::carrier::{ControlStream, close};
+use crate::clients::ClientContext;
+use crate::delivery::RangeSet;
+use crate::outcome::Code;
+use crate::phase::Phase;
+use crate::wire::client::{self as wire, FromClient, FromNode, Resume};
+use session::{Arrival, Sessions, serve};
+
+/// How long a client may take from its first packet to the end of its `hello`.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many connections may be on their way to their `hello` at once.
+const GREETINGS: usize = 1024;
+
+/// When fewer places than this are left, one has to prove its address first: that costs it a round trip and the node
+/// nothing.
+const GREETINGS_PROVED: usize = 960;
+
+/// How long a last word may take to reach the client before the connection is closed.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// Accepts QUIC clients until the node shuts down, and refuses them then, until it stops.
+pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
+    let greetings = Arc::new(Semaphore::new(GREETINGS));
+    let sessions = Arc::new(Sessions::new());
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = context.phase.reached(Phase::Closing) => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else {
+            if !context.phase.has_reached(Phase::Draining) {
+                error!("the UDP socket of QUIC clients has failed");
+                context.failed.cancel();
+            }
+            return;
+        };
+        if context.phase.has_reached(Phase::Draining) {
+            incoming.refuse();
+            continue;
+        }
+        let unproved = !incoming.remote_address_validated() && incoming.may_retry();
+        if unproved && greetings.available_permits() < GREETINGS_PROVED {
+            // Fails only where `may_retry` says no.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(greeting) = Arc::clone(&greetings).try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
+        let (context, sessions) = (Arc::clone(&context), Arc::clone(&sessions));
+        context
+            .tracker
+            .clone()
+            .spawn(async move { greet_and_serve(incoming, greeting, &sessions, &context).await });
+    }
+}
+
+async fn greet_and_serve(
+    incoming: Incoming,
+    greeting: OwnedSemaphorePermit,
+    sessions: &Arc<Sessions>,
+    context: &ClientContext,
+) {
+    let remote = incoming.remote_address();
+    let Hello {
+        connection,
+        control,
+        resumable,
+        resume,
+    } = match timeout(HELLO_DEADLINE, greet(incoming)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(error)) => {
+            debug!(%remote, "no client: {error}");
+            return;
+        }
+        Err(_) => {
+            debug!(%remote, "no client: no hello within {HELLO_DEADLINE:?}");
+            return;
+        }
+    };
+    drop(greeting);
+    let (token, taken) = match resume {
+        Some(Resume { token, taken }) => (Some(token), taken.into()),
+        None => (None, RangeSet::new()),
+    };
+    let arrival = Arrival {
+        connection,
+        control,
+        taken,
+    };
+    if let Some(token) = token {
+        if let Err(Arrival {
+            connection, control, ..
+        }) = sessions.hand_over(&token, arrival)
+        {
+            let code = Code::SessionGone;
+            turn_away(&connection, control.send, code, code.advice()).await;
+        }
+        return;
+    }
+    match context.admit() {
+        Some(_admission) => serve(arrival, resumable, sessions, context).await,
+        None => {
+            debug!(%remote, "refused: as many clients as there may be");
+            let text = "this node has as many clients as it may; try again later, or another node";
+            turn_away(&arrival.connection, arrival.control.send, Code::RateLimited, text).await;
+        }
+    }
+}
+
+/// Why a connection came to nothing before the client was let in.
+#[derive(Debug, thiserror::Error)]
+enum GreetingError {
+    #[error(transparent)]
+    Lost(#[from] quinn::ConnectionError),
+    #[error(transparent)]
+    Read(#[from] quinn::ReadError),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection whose client has said hello.
+struct Hello {
+    connection: Connection,
+    control: ControlStream,
+    resumable: bool,
+    resume: Option<Resume>,
+}
+
+async fn greet(incoming: Incoming) -> Result<Hello, GreetingError> {
+    let connection = incoming.await?;
+    let (send, mut recv) = connection.accept_bi().await?;
+    let mut buffer = BytesMut::new();
+    let (code, text) = match read_hello(&mut recv, &mut buffer).await? {
+        Ok((wire::VERSION, resumable, resume)) => {
+            return Ok(Hello {
+                connection,
+                control: ControlStream { send, recv, buffer },
+                resumable,
+                resume,
+            });
+        }
+        Ok((version, ..)) => (
+            Code::UnsupportedVersion,
+            format!("version {version} is not spoken here, {} is", wire::VERSION),
+        ),
+        Err(text) => (Code::ProtocolError, text),
+    };
+    turn_away(&connection, send, code, &text).await;
+    Err(GreetingError::Refused(text))
+}
+
+type HelloLine = (u32, bool, Option<Resume>);
+
+async fn read_hello(
+    recv: &mut RecvStream,
+    buffer: &mut BytesMut,
+) -> Result<Result<HelloLine, String>, quinn::ReadError> {
+    loop {
+        match wire::read_line(buffer) {
+            Ok(Some(FromClient::Hello {
+                version,
+                resumable,
+                resume,
+            })) => return Ok(Ok((version, resumable, resume))),
+            Ok(Some(_)) => return Ok(Err("the first line is not hello".to_owned())),
+            Ok(None) => {}
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+        match recv.read_chunk(wire::MAX_HEADER, true).await? {
+            Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+            None => return Ok(Err("the control stream ended before hello".to_owned())),
+        }
+    }
+}
+
+/// Says why, and closes once that has arrived.
+async fn turn_away(connection: &Connection, mut send: SendStream, code: Code, text: &str) {
+    let mut out = BytesMut::new();
+    let error = FromNode::Error {
+        code: code.as_str().to_owned(),
+        text: text.to_owned(),
+    };
+    wire::write_line(&mut out, &error);
+    let said = async {
+        send.write_all(&out).await?;
+        // Fails only for a stream that is gone.
+        let _ = send.finish();
+        let _ = send.stopped().await;
+        Ok::<(), quinn::WriteError>(())
+    };
+    // Heard or not, the connection is closed.
+    let _ = timeout(LAST_WORD, said).await;
+    let close_code = match code {
+        Code::UnsupportedVersion => close::VERSION,
+        Code::RateLimited => close::BUSY,
+        Code::SessionGone => close::DONE,
+        _ => close::PROTOCOL,
+    };
+    connection.close(close_code, text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Address;
+    use crate::config::{Config, Limits};
+    use crate::node::Node;
+    use crate::tls::ClientTls;
+    use crate::{Client, endpoint};
+    use tokio_util::task::TaskTracker;
+
+    async fn node(limits: Limits) -> (Node, tempfile::TempDir) {
+        let certs = tempfile::tempdir().unwrap();
+        let name = "127.0.0.1:1215".parse().unwrap();
+        crate::certs::make(certs.path(), std::slice::from_ref(&name), "test").unwrap();
+        let config = Config {
+            tcp: "127.0.0.1:0".parse().unwrap(),
+            quic: Some("127.0.0.1:0".parse().unwrap()),
+            link: Some("127.0.0.1:0".parse().unwrap()),
+            advertise: Some(name),
+            certs: certs.path().to_owned(),
+            grace: Duration::from_secs(1),
+            limits,
+            ..Config::default()
+        };
+        (Node::start(config).await.unwrap(), certs)
+    }
+
+    /// A client that does as it likes, after the welcome.
+    async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (Endpoint, Connection, SendStream, RecvStream) {
+        let config = endpoint::client_client(ClientTls::load(certs.path()).unwrap());
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let endpoint = endpoint::endpoint(quinn::EndpointConfig::default(), None, socket, &TaskTracker::new()).unwrap();
+        let connecting = endpoint.connect_with(config, node.quic_addr(), "127.0.0.1").unwrap();
+        let connection = connecting.await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(b"{\"cmd\":\"hello\",\"version\":1}\n").await.unwrap();
+        recv.read_chunk(4096, true).await.unwrap().unwrap();
+        (endpoint, connection, send, recv)
+    }
+
+    #[tokio::test]
+    async fn refusals_do_not_add_up() {
+        let (node, certs) = node(Limits::default()).await;
+        let quic: crate::NodeName = format!("127.0.0.1:{}", node.quic_addr().port()).parse().unwrap();
+        let client = Client::connect(&quic, certs.path()).await.unwrap();
+        let nobody: Address = "127.0.0.1:1215:nobody".parse().unwrap();
+        for number in 0..20_000 {
+            let receipt = client.send_with_receipt(&nobody, "x").await;
+            assert!(receipt.is_ok(), "at message {number}");
+        }
+        client.close().await;
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn streams_that_never_end_are_bounded() {
+        let (node, certs) = node(Limits::default()).await;
+        let (_endpoint, connection, _send, _recv) = stranger(&node, &certs).await;
+        let part = vec![b'x'; 500 * 1024];
+        let mut streams = Vec::new();
+        let filled = async {
+            for id in 1..=20 {
+                let mut stream = connection.open_uni().await?;
+                let header = format!("{{\"to\":\"127.0.0.1:1215:1\",\"id\":{id}}}\n");
+                stream.write_all(header.as_bytes()).await?;
+                stream.write_all(&part).await?;
+                streams.push(stream);
+            }
+            Ok::<(), quinn::WriteError>(())
+        };
+        assert!(timeout(Duration::from_secs(20), filled).await.unwrap().is_err());
+        let closed = connection.closed().await;
+        assert!(
+            matches!(&closed, quinn::ConnectionError::ApplicationClosed(why) if why.error_code == close::PROTOCOL),
+            "{closed}"
+        );
+        node.shutdown().await;
+    }
+}

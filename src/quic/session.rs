@@ -1,0 +1,411 @@
+//! A QUIC client's session: what outlives its connections, and what goes on while one is there.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use quinn::Connection;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use super::codec::NodeCodec;
+use super::{HELLO_DEADLINE, LAST_WORD};
+use crate::address::Address;
+use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Handler, Heard, close};
+use crate::clients::ClientContext;
+use crate::delivery::{Bounds, RangeSet};
+use crate::exchange::{Exchange, Incoming, Settled};
+use crate::flow::Flow;
+use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
+use crate::outcome::{Code, Outcome};
+use crate::phase::Phase;
+use crate::router::Blocked;
+use crate::wire::client::{self as wire, FromNode, ResumeOffer, Welcome};
+
+/// A connection that is to serve a session.
+pub(super) struct Arrival {
+    pub(super) connection: Connection,
+    pub(super) control: ControlStream,
+    /// What the client has taken of the node's messages.
+    pub(super) taken: RangeSet,
+}
+
+/// The sessions that can be resumed, by token.
+pub(super) struct Sessions(DashMap<String, mpsc::Sender<Arrival>>);
+
+impl Sessions {
+    pub(super) fn new() -> Self {
+        Self(DashMap::new())
+    }
+
+    /// A place under a new token.
+    fn open(self: &Arc<Self>) -> (Place, mpsc::Receiver<Arrival>) {
+        let (sender, receiver) = mpsc::channel(1);
+        let place = Place {
+            token: format!("{:032x}", rand::random::<u128>()),
+            sessions: Arc::clone(self),
+        };
+        self.0.insert(place.token.clone(), sender);
+        (place, receiver)
+    }
+
+    /// Hands a connection to the session with this token; gives it back when there is none, or when another connection
+    /// has just come.
+    pub(super) fn hand_over(&self, token: &str, arrival: Arrival) -> Result<(), Arrival> {
+        let Some(session) = self.0.get(token).map(|session| session.clone()) else {
+            return Err(arrival);
+        };
+        session.try_send(arrival).map_err(mpsc::error::TrySendError::into_inner)
+    }
+}
+
+/// A session's place among those that can be resumed, until it is dropped.
+struct Place {
+    token: String,
+    sessions: Arc<Sessions>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.sessions.0.remove(&self.token);
+    }
+}
+
+/// A QUIC client.
+struct Session {
+    address: Address,
+    exchange: Exchange<Ticket>,
+    /// What the client has under way, by the tags of its own messages.
+    flow: Mutex<Flow<Tag>>,
+    waiting: Mutex<Waiting>,
+    /// There is something in `waiting`.
+    waits: Notify,
+    /// A message of this client has ended.
+    ended: Notify,
+    closed: AtomicBool,
+    this: Weak<Self>,
+}
+
+/// Messages of a client that wait for room on a link, so that its connection can be read on.
+#[derive(Default)]
+struct Waiting {
+    queue: VecDeque<(Message, Ticket)>,
+    /// The one before the first in the queue is still on its way to a link: nothing may pass it.
+    passing: bool,
+}
+
+/// Serves a client from its first connection until it is gone for good.
+pub(super) async fn serve(first: Arrival, resumable: bool, sessions: &Arc<Sessions>, context: &ClientContext) {
+    let limits = &context.limits;
+    let window = limits.window();
+    let registry = context.router.registry();
+    let id = registry.fresh_id();
+    let to_client = Bounds {
+        messages: limits.outbox_bytes.div_ceil(MESSAGE_OVERHEAD),
+        bytes: limits.outbox_bytes,
+    };
+    let from_client = Bounds {
+        messages: window.messages,
+        bytes: window.bytes,
+    };
+    let session = Arc::new_cyclic(|this| Session {
+        address: Address {
+            node: context.router.name().clone(),
+            id: id.clone(),
+        },
+        exchange: Exchange::new(to_client, from_client),
+        flow: Mutex::new(Flow::new(window)),
+        waiting: Mutex::default(),
+        waits: Notify::new(),
+        ended: Notify::new(),
+        closed: AtomicBool::new(false),
+        this: this.clone(),
+    });
+    let registration = registry.register(id, Arc::<Session>::clone(&session));
+    let place = resumable.then(|| sessions.open());
+    tokio::select! {
+        () = session.carry(first, place, context) => {}
+        () = session.finish(context) => {}
+        never = session.pass_on_what_waits(context) => never,
+        never = session.give_up(context) => never,
+        () = context.phase.reached(Phase::Closing) => {}
+    }
+    drop(registration);
+    session.closed.store(true, Ordering::SeqCst);
+    settle_all(session.exchange.give_up(Code::RecipientGone));
+}
+
+/// Closes a connection when whatever it served has ended.
+struct CloseOnDrop(Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(close::DONE, b"the session has ended");
+    }
+}
+
+impl Session {
+    /// Carries messages over one connection after the other, until the client has left, or was away for too long.
+    async fn carry(&self, first: Arrival, place: Option<(Place, mpsc::Receiver<Arrival>)>, context: &ClientContext) {
+        let Some((place, mut arrivals)) = place else {
+            self.exchange.tell_once();
+            if let Gone::Lost(why) | Gone::ForGood(why) =
+                self.carry_over(first, None, context, std::future::pending()).await
+            {
+                debug!(client = %self.address, "gone: {why}");
+            }
+            return;
+        };
+        let grace = context.limits.resume_grace;
+        let offer = ResumeOffer {
+            token: place.token.clone(),
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        };
+        let mut next = Some((first, false));
+        while let Some((arrival, resumed)) = next {
+            let offer = Some((offer.clone(), resumed));
+            let ended = self.carry_over(arrival, offer, context, arrivals.recv()).await;
+            self.exchange.disconnected(Instant::now());
+            let again = match ended {
+                Gone::Replaced(arrival) => Some(arrival),
+                Gone::ForGood(why) => {
+                    debug!(client = %self.address, "gone: {why}");
+                    return;
+                }
+                Gone::Lost(why) => {
+                    debug!(client = %self.address, "away: {why}");
+                    tokio::select! {
+                        again = timeout(grace, arrivals.recv()) => again.ok().flatten(),
+                        () = context.phase.reached(Phase::Draining) => None,
+                    }
+                }
+            };
+            next = again.map(|arrival| (arrival, true));
+        }
+        debug!(client = %self.address, "gone: it did not come back");
+    }
+
+    /// Carries messages over one connection, until that is gone or `another` comes.
+    async fn carry_over(
+        &self,
+        arrival: Arrival,
+        offer: Option<(ResumeOffer, bool)>,
+        context: &ClientContext,
+        another: impl Future<Output = Option<Arrival>>,
+    ) -> Gone {
+        let limits = &context.limits;
+        let Arrival {
+            connection,
+            mut control,
+            taken,
+        } = arrival;
+        let _closing = CloseOnDrop(connection.clone());
+        let resumable = offer.is_some();
+        let resumed = offer.as_ref().is_some_and(|(_, resumed)| *resumed);
+        let welcome = Welcome {
+            version: wire::VERSION,
+            address: self.address.to_string(),
+            max_message: limits.max_message,
+            window: limits.window(),
+            resume: offer.map(|(offer, _)| offer),
+            taken: resumed.then(|| self.exchange.taken().into()),
+        };
+        let mut out = BytesMut::new();
+        wire::write_line(&mut out, &FromNode::Welcome(welcome));
+        // Fail only when the connection is gone; then the carrier says so.
+        let _ = control.send.set_priority(CONTROL_PRIORITY);
+        // A client that gives no room for this line will not get far.
+        let _ = timeout(HELLO_DEADLINE, control.send.write_all(&out)).await;
+        if let Err(violation) = self.exchange.connected_knowing(&taken) {
+            connection.close(close::PROTOCOL, violation.to_string().as_bytes());
+            return Gone::ForGood(Ended::Violation(violation).to_string());
+        }
+        let handler = SessionHandler {
+            session: self,
+            connection: &connection,
+            context,
+        };
+        let heard = Heard::now();
+        let carrier = Carrier {
+            connection: &connection,
+            exchange: &self.exchange,
+            codec: &NodeCodec {
+                client: self.address.clone(),
+                max_message: limits.max_message,
+                resumable,
+            },
+            handler: &handler,
+            max_stream: wire::MAX_HEADER + limits.max_message,
+            liveness: None,
+            heard: &heard,
+        };
+        tokio::select! {
+            ended = carrier.run(control) => match ended {
+                Ended::Lost(_) if !ended.is_farewell() => Gone::Lost(ended.to_string()),
+                ended => Gone::ForGood(ended.to_string()),
+            },
+            Some(arrival) = another => Gone::Replaced(arrival),
+            () = self.exchange.stalled(limits.stall) => {
+                Gone::ForGood(format!("it took nothing for {:?}", limits.stall))
+            }
+        }
+    }
+
+    /// Passes on what had to wait for room on a link. Never ends.
+    async fn pass_on_what_waits<N>(&self, context: &ClientContext) -> N {
+        loop {
+            let next = {
+                let mut waiting = self.waiting.lock();
+                let next = waiting.queue.pop_front();
+                waiting.passing = next.is_some();
+                next
+            };
+            match next {
+                Some((message, ticket)) => context.route(message, ticket).await,
+                None => self.waits.notified().await,
+            }
+        }
+    }
+
+    /// When the grace of a shutdown is over: tells the senders of what this client has not taken. Never ends, so that
+    /// the client is still told of its own messages.
+    async fn give_up<N>(&self, context: &ClientContext) -> N {
+        context.phase.reached(Phase::GivingUp).await;
+        settle_all(self.exchange.give_up(Code::ShuttingDown));
+        std::future::pending().await
+    }
+
+    /// When the node shuts down: waits until all that the client has sent, and was sent, has ended, tells it goodbye,
+    /// and gives it time to close.
+    async fn finish(&self, context: &ClientContext) {
+        context.phase.reached(Phase::Draining).await;
+        loop {
+            let (ended, room) = (self.ended.notified(), self.exchange.room());
+            let sent_all = self.flow.lock().is_idle();
+            let got_all = self.exchange.is_idle();
+            match (sent_all, got_all) {
+                (true, true) => break,
+                (false, _) => ended.await,
+                (true, false) => room.await,
+            }
+        }
+        self.exchange.say_goodbye();
+        sleep(LAST_WORD).await;
+    }
+}
+
+/// Why a connection serves its session no more.
+enum Gone {
+    /// Another connection of the same client has come.
+    Replaced(Arrival),
+    /// It broke; the client may come back.
+    Lost(String),
+    /// The client has left, or is to be left.
+    ForGood(String),
+}
+
+impl Settle for Session {
+    fn settle(&self, ends: &[(Tag, Outcome)]) {
+        let replies: Vec<(Tag, Outcome)> = {
+            let mut flow = self.flow.lock();
+            ends.iter()
+                .filter_map(|&(tag, outcome)| {
+                    let key = usize::try_from(tag.number).ok()?;
+                    Some((flow.settle(key)?, outcome))
+                })
+                .collect()
+        };
+        self.exchange.finish(&replies);
+        self.ended.notify_waiters();
+    }
+}
+
+impl Recipient for Session {
+    fn push(&self, mut message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err((ticket, Code::RecipientGone));
+        }
+        // The body may be a small slice of a large buffer, and this may keep it for long.
+        message.body = Bytes::copy_from_slice(&message.body);
+        let pushed = self
+            .exchange
+            .submit(message, ticket)
+            .map_err(|(_, ticket)| (ticket, Code::RecipientFull));
+        // The session may have ended between the two; then nobody else would end this message.
+        if self.closed.load(Ordering::SeqCst) {
+            settle_all(self.exchange.give_up(Code::RecipientGone));
+        }
+        pushed
+    }
+}
+
+/// Passes on what comes from a client.
+struct SessionHandler<'a> {
+    session: &'a Session,
+    connection: &'a Connection,
+    context: &'a ClientContext,
+}
+
+impl SessionHandler<'_> {
+    fn pass_on(&self, tag: Tag, message: Message) {
+        let session = self.session;
+        let key = {
+            let mut flow = session.flow.lock();
+            // A client that keeps to its window never comes here.
+            if !flow.has_room(&message.to) {
+                drop(flow);
+                session.exchange.finish(&[(tag, Outcome::Refused(Code::RateLimited))]);
+                return;
+            }
+            flow.start(&message.to, message.size(), tag)
+        };
+        let Some(origin) = session.this.upgrade() else {
+            return;
+        };
+        let tag = Tag {
+            number: key as u64,
+            incarnation: 0,
+        };
+        let ticket = Ticket { origin, tag };
+        let mut waiting = session.waiting.lock();
+        if waiting.passing || !waiting.queue.is_empty() {
+            waiting.queue.push_back((message, ticket));
+            return;
+        }
+        drop(waiting);
+        if let Err(Blocked { message, ticket, .. }) = self.context.router.route(message, ticket) {
+            session.waiting.lock().queue.push_back((message, ticket));
+            session.waits.notify_one();
+        }
+    }
+}
+
+impl Handler<Ticket> for SessionHandler<'_> {
+    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
+        for (number, incoming) in taken {
+            let tag = Tag { number, incarnation };
+            match incoming {
+                Ok(_) if self.context.phase.has_reached(Phase::Draining) => {
+                    self.session
+                        .exchange
+                        .finish(&[(tag, Outcome::Refused(Code::ShuttingDown))]);
+                }
+                Ok(message) => self.pass_on(tag, message),
+                Err(code) => self.session.exchange.finish(&[(tag, Outcome::Refused(code))]),
+            }
+        }
+    }
+
+    fn settled(&self, settled: Settled<Ticket>) {
+        settle_all(settled);
+    }
+
+    fn goodbye(&self) {
+        self.connection.close(close::DONE, b"goodbye");
+    }
+}

@@ -1,0 +1,100 @@
+//! QUIC clients whose connection breaks, and who come back to their session.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use trunkline::client::Event;
+use trunkline::{Address, Client, Code, Outcome};
+
+use crate::support::{Cluster, NodeCommand, Relay, connect_quic, eventually, name, within};
+
+const MESSAGES: usize = 300;
+
+async fn expect(client: &Client, from: &Address, body: &str) {
+    let event = within(format!("{body} comes"), client.receive()).await.unwrap();
+    let Event::Message(message) = event else {
+        panic!("{event:?}");
+    };
+    assert_eq!((&message.from, &message.text()[..]), (from, body));
+}
+
+#[tokio::test]
+async fn nothing_is_lost_doubled_or_reordered_when_a_client_comes_back() {
+    let cluster = Cluster::start(2).await;
+    let wire = Relay::cut_to(cluster.nodes[0].quic_addr(), 0.0).await;
+    wire.mend();
+    let client = connect_quic(wire.addr(), &cluster.certs).await;
+    let mut legacy = cluster.line(1).await;
+    let (address, peer) = (client.address().clone(), legacy.address.clone());
+    let breaks: [fn(&Relay); 2] = [
+        Relay::end_connections,
+        // What has arrived is not known to have.
+        Relay::end_connections_on_the_way_back,
+    ];
+    for (round, break_it) in breaks.into_iter().enumerate() {
+        let body = |number: usize| format!("{round}/{number}");
+        let mut receipts = Vec::new();
+        for number in 0..MESSAGES {
+            receipts.push(client.send_with_receipt(&peer, body(number)).await.unwrap());
+            legacy.say_with_id(&address, &body(number), &body(number)).await;
+            if number == MESSAGES / 3 {
+                break_it(&wire);
+            }
+        }
+        // It takes what is for itself only now: what waits in the client while that comes back is not lost either.
+        for number in 0..MESSAGES {
+            legacy.reader.expect_message(&address, &body(number)).await;
+        }
+        for number in 0..MESSAGES {
+            expect(&client, &peer, &body(number)).await;
+        }
+        let outcomes = within("all are answered", join_all(receipts)).await;
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Delivered));
+        for number in 0..MESSAGES {
+            legacy.reader.expect_delivered(&body(number)).await;
+        }
+    }
+    assert_eq!(client.address(), &address);
+    legacy.expect_nothing_else().await;
+    client.close().await;
+    eventually("its place is free", || cluster.nodes[0].clients() == 0).await;
+}
+
+#[tokio::test]
+async fn when_the_grace_ends_senders_are_told_and_the_client_is_gone() {
+    let cluster = Cluster::start_with(1, |config| {
+        config.limits.resume_grace = Duration::from_secs(1);
+    })
+    .await;
+    let wire = Relay::cut_to(cluster.nodes[0].quic_addr(), 0.0).await;
+    wire.mend();
+    let client = connect_quic(wire.addr(), &cluster.certs).await;
+    let mut legacy = cluster.line(0).await;
+    let address = client.address().clone();
+    wire.cut();
+    legacy.say_with_id(&address, "into the dark", "1").await;
+    let receipt = client.send_with_receipt(&legacy.address, "out of it").await.unwrap();
+    let told = legacy.reader.json().await;
+    assert_eq!(
+        (told["status"].as_str(), told["code"].as_str()),
+        (Some("unknown"), Some(Code::RecipientGone.as_str()))
+    );
+    assert_eq!(
+        within("the client knows", receipt).await,
+        Outcome::Unknown(Code::NodeUnreachable)
+    );
+    assert_eq!(within("the client has ended", client.receive()).await, None);
+    assert_eq!(cluster.nodes[0].clients(), 1, "the legacy client");
+}
+
+#[tokio::test]
+async fn a_session_does_not_outlive_its_node() {
+    let certs = crate::support::Certs::make(1);
+    let mut node = NodeCommand::new(&certs, 0).start().await;
+    let client = connect_quic(node.quic(), &certs).await;
+    node.process.kill();
+    let node = node.command.start().await;
+    assert_eq!(within("the client has ended", client.receive()).await, None);
+    let other = connect_quic(node.quic(), &certs).await;
+    assert_eq!(other.address().node, name(0));
+}
