@@ -108,8 +108,9 @@ impl<M> Receiver<M> {
         if self.taken.contains(after) {
             // What a sender that keeps to its bounds has not confirmed: at most a window unsettled, and as many settled
             // as it may put off telling. Numbers given up before they were transmitted leave gaps like those under way.
-            let unconfirmed = self.bounds.messages + CONFIRM_EVERY as usize;
-            if self.taken.ranges().len() >= unconfirmed || self.failures.len() >= 2 * unconfirmed {
+            // And some more may settle while a confirmation is on its way, or is lost with its connection.
+            let unconfirmed = 4 * (self.bounds.messages + CONFIRM_EVERY as usize);
+            if self.taken.ranges().len() >= unconfirmed || self.failures.len() >= unconfirmed {
                 return Err(Violation::OverBounds);
             }
             self.take(number, message, taken);
@@ -361,7 +362,7 @@ mod tests {
         }
         assert_eq!(message(&mut holding, 30, 29, ""), Err(Violation::OverBounds));
         let mut gaps = receiver();
-        let most = 4 + CONFIRM_EVERY;
+        let most = 4 * (4 + CONFIRM_EVERY);
         for number in 0..most {
             assert_eq!(
                 message(&mut gaps, 10 + 2 * number, 0, "").map(|taken| taken.len()),

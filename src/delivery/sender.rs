@@ -197,7 +197,9 @@ impl<M, T> Sender<M, T> {
             next = self.unsettled.next_from(number + 1);
         }
         self.connected = true;
-        (self.reports, self.told, self.failures, self.confirmed.reports) = (0, 0, 0, 0);
+        (self.reports, self.told, self.failures) = (0, 0, 0);
+        // What was confirmed last may have been lost with its connection.
+        self.confirmed = Confirm::default();
         self.lost_at = None;
         Ok(())
     }
@@ -222,8 +224,6 @@ impl<M, T> Sender<M, T> {
             }
             next = self.unsettled.next_from(number + 1);
         }
-        // The new process knows nothing of what was confirmed to the old one.
-        self.confirmed = Confirm::default();
     }
 
     /// The other side told how messages ended. What is settled already is passed over.
