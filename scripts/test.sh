@@ -30,10 +30,10 @@ for component in fmt clippy; do
 done
 rustc --version
 if cargo nextest --version >/dev/null 2>&1; then
-    runner=(cargo nextest run --locked)
+    runner=(cargo nextest run --workspace --locked)
     echo "tests run with cargo-nextest"
 else
-    runner=(cargo test --lib --bins --tests --examples --locked)
+    runner=(cargo test --workspace --lib --bins --tests --examples --locked)
     echo "tests run with cargo test (cargo-nextest is not there)"
 fi
 
@@ -58,14 +58,14 @@ else
 fi
 
 heading "Format"
-cargo fmt --check
+cargo fmt --all --check
 echo "formatted"
 
 heading "Clippy"
-cargo clippy --all-targets --locked -- -D warnings
+cargo clippy --workspace --all-targets --locked -- -D warnings
 
 heading "Documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
 heading "Tests: ${runner[*]}"
 "${runner[@]}" 2>&1 | tee "$totals"

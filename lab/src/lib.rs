@@ -1,0 +1,19 @@
+//! The lab: measures a relay over a bad network, on one machine.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `wire` | pure: what a bad wire does to each packet |
+//! | `control` | how a running wire is told what to be |
+//! | `namespace` | threads in another network namespace |
+//! | `row` | what is measured: the wires, and the load on each |
+//! | `figures` | pure: checks what arrives, and sums it up |
+//! | `target` | pure: what the relays speak with their clients |
+//! | `report` | pure: the table and the plot |
+
+pub mod control;
+pub mod figures;
+pub mod namespace;
+pub mod report;
+pub mod row;
+pub mod target;
+pub mod wire;

@@ -1,0 +1,222 @@
+#!/usr/bin/env bash
+# Measures Trunkline over a bad network, on this machine: two nodes in network namespaces, joined by a wire that delays,
+# loses and is cut. Needs root. Writes the figures to docs/lab.md, and a plot to docs/lab.svg.
+#   scripts/lab.sh                  all rows of the table; ten minutes
+#   scripts/lab.sh --peer nats      the same for nats-server in the same run, row by row
+#   scripts/lab.sh --row NAME       that row only (may be given several times)
+#   scripts/lab.sh --seconds N      how long to measure in rows without a cut (20)
+#   scripts/lab.sh --out DIR        where to write to (docs)
+# TRUNKLINE_BIN=FILE measures another build of it; TRUNKLINE_LAB_LOGS=DIR keeps the logs of the relays.
+# All traffic stays in the two namespaces, and they end with this script.
+# shellcheck disable=SC2317 # some functions are called by traps and by `await` only
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+
+usage() {
+    echo "usage: scripts/lab.sh [--peer nats] [--row NAME]… [--seconds N] [--out DIR]" >&2
+    exit 64
+}
+
+targets=(trunkline)
+rows=()
+seconds=20
+out=docs
+while (($# > 0)); do
+    (($# > 1)) || usage
+    case "$1" in
+        --peer)
+            [[ "$2" == nats ]] || die "--peer is '$2'; the one that is known is nats"
+            targets+=(nats)
+            ;;
+        --row) rows+=("$2") ;;
+        --seconds)
+            [[ "$2" =~ ^[1-9][0-9]{0,2}$ ]] || die "--seconds is '$2', not a number from 1 to 999"
+            seconds="$2"
+            ;;
+        --out) out="$2" ;;
+        *) usage ;;
+    esac
+    shift 2
+done
+
+# How many seconds anything that is waited for may take, and one row with one relay.
+readonly DEADLINE=20
+readonly ROW_DEADLINE=900
+
+# Addresses of the two ends. No one else sees them.
+readonly IP_A=10.77.0.1 IP_B=10.77.0.2
+
+ns_a="trunkline-$$-a"
+ns_b="trunkline-$$-b"
+temp=""
+wire_pid=""
+relay_pids=()
+made=()
+
+# --- ending -----------------------------------------------------------------------------------------------------------
+
+stop_relays() {
+    local pid
+    for pid in "${relay_pids[@]}"; do
+        kill -TERM "$pid" 2>/dev/null || true
+    done
+    for pid in "${relay_pids[@]}"; do
+        wait "$pid" 2>/dev/null || true
+    done
+    relay_pids=()
+}
+
+clean_up() {
+    local code=$? ns
+    set +e
+    trap '' HUP INT TERM
+    stop_relays
+    if [[ -n "$wire_pid" ]]; then
+        kill -TERM "$wire_pid" 2>/dev/null
+        wait "$wire_pid" 2>/dev/null
+    fi
+    for ns in "${made[@]}"; do
+        ip netns delete "$ns"
+    done
+    [[ -n "$temp" ]] && rm -rf "$temp"
+    exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+# Waits until a command succeeds. Fails when the deadline is over, or when a process is gone.
+#   await PID COMMAND…
+await() {
+    local pid="$1" end=$((SECONDS + DEADLINE))
+    shift
+    until "$@"; do
+        kill -0 "$pid" 2>/dev/null || return 1
+        ((SECONDS < end)) || return 1
+        sleep 0.05
+    done
+}
+
+logged() {
+    grep -q -- "$2" "$1" 2>/dev/null
+}
+
+# --- what it needs ----------------------------------------------------------------------------------------------------
+
+((EUID == 0)) || die "network namespaces need root; run: sudo scripts/lab.sh"
+[[ -c /dev/net/tun ]] || die "there is no /dev/net/tun; load the kernel's module: modprobe tun"
+command -v ip >/dev/null || install_packages "ip is missing" iproute2
+if [[ " ${targets[*]} " == *" nats "* ]] && ! command -v nats-server >/dev/null; then
+    install_packages "nats-server is missing" nats-server
+fi
+need_rust
+
+heading "Build"
+cargo build --release --locked --workspace
+bin="${CARGO_TARGET_DIR:-target}/release"
+trunkline="${TRUNKLINE_BIN:-$bin/trunkline}"
+mapfile -t all_rows < <("$bin/trunkline-lab-load" --rows)
+((${#rows[@]} > 0)) || rows=("${all_rows[@]}")
+for row in "${rows[@]}"; do
+    [[ " ${all_rows[*]} " == *" $row "* ]] || die "no row is called $row; there are: ${all_rows[*]}"
+done
+
+# --- two namespaces and a wire ----------------------------------------------------------------------------------------
+
+temp="$(mktemp -d)"
+mkdir "$temp/json"
+for ns in "$ns_a" "$ns_b"; do
+    ip netns add "$ns"
+    made+=("$ns")
+    ip -n "$ns" link set lo up
+done
+nice -n -10 "$bin/trunkline-lab-wire" --a "$ns_a" --b "$ns_b" --control "$temp/wire.sock" >"$temp/wire.log" 2>&1 &
+wire_pid=$!
+if ! await "$wire_pid" test -S "$temp/wire.sock"; then
+    cat "$temp/wire.log" >&2
+    die "the wire did not come up"
+fi
+ip -n "$ns_a" addr add "$IP_A" peer "$IP_B" dev wire
+ip -n "$ns_b" addr add "$IP_B" peer "$IP_A" dev wire
+for ns in "$ns_a" "$ns_b"; do
+    # A burst waits here while the wire is at work on another.
+    ip -n "$ns" link set wire txqueuelen 10000 up
+done
+
+"$trunkline" certs --certs "$temp/certs" "$IP_A:1215" "$IP_B:1215" >/dev/null
+
+# --- the relays -------------------------------------------------------------------------------------------------------
+
+#   start NAMESPACE LOG COMMAND…
+start() {
+    local ns="$1" log="$2"
+    shift 2
+    ip netns exec "$ns" "$@" </dev/null >"$log" 2>&1 &
+    relay_pids+=("$!")
+}
+
+#   up LOG TEXT: waits for a relay that was started last
+up() {
+    if ! await "${relay_pids[-1]}" logged "$1" "$2"; then
+        cat "$temp"/*.log >&2
+        die "a relay did not come up"
+    fi
+}
+
+start_trunkline() {
+    start "$ns_b" "$temp/trunkline-b.log" "$trunkline" node --tcp "$IP_B:1215" --certs "$temp/certs"
+    up "$temp/trunkline-b.log" "node up"
+    start "$ns_a" "$temp/trunkline-a.log" "$trunkline" node --tcp "$IP_A:1215" --certs "$temp/certs" \
+        --peer "$IP_B:1215"
+    up "$temp/trunkline-a.log" "link up"
+    up "$temp/trunkline-b.log" "link up"
+    ports=(--to-a "$IP_A:1215" --to-b "$IP_B:1215")
+}
+
+start_nats() {
+    start "$ns_b" "$temp/nats-b.log" nats-server -a "$IP_B" -p 4222 --cluster_name lab \
+        --cluster "nats://$IP_B:6222"
+    up "$temp/nats-b.log" "Server is ready"
+    start "$ns_a" "$temp/nats-a.log" nats-server -a "$IP_A" -p 4222 --cluster_name lab \
+        --cluster "nats://$IP_A:6222" --routes "nats://$IP_B:6222"
+    up "$temp/nats-a.log" "Route connection created"
+    up "$temp/nats-b.log" "Route connection created"
+    ports=(--to-a "$IP_A:4222" --to-b "$IP_B:4222")
+}
+
+# --- the rows ---------------------------------------------------------------------------------------------------------
+
+heading "Rows: ${rows[*]}; relays: ${targets[*]}"
+for row in "${rows[@]}"; do
+    for target in "${targets[@]}"; do
+        "start_$target"
+        nice -n -10 timeout "$ROW_DEADLINE" "$bin/trunkline-lab-load" --target "$target" --row "$row" \
+            --seconds "$seconds" --a "$ns_a" --b "$ns_b" --wire "$temp/wire.sock" "${ports[@]}" \
+            --json "$temp/json/$row-$target.json"
+        stop_relays
+        if [[ -n "${TRUNKLINE_LAB_LOGS:-}" ]]; then
+            mkdir -p "$TRUNKLINE_LAB_LOGS"
+            for end in a b; do
+                cp "$temp/$target-$end.log" "$TRUNKLINE_LAB_LOGS/$row-$target-$end.log"
+            done
+        fi
+    done
+done
+
+heading "Report"
+versions="$("$trunkline" --version)"
+if [[ " ${targets[*]} " == *" nats "* ]]; then
+    versions+=", $(nats-server --version)"
+fi
+cpu="$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
+mkdir -p "$out"
+"$bin/trunkline-lab-report" --figures "$temp/json" --out "$out" --seconds "$seconds" \
+    --fact "Date: $(date -u +%F)" \
+    --fact "Machine: $(nproc) cores, ${cpu:-$(uname -m)}" \
+    --fact "Kernel: $(uname -sr)" \
+    --fact "Versions: $versions"
+echo "written: $out/lab.md, $out/lab.svg"
