@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use quinn::Connection;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -35,8 +35,42 @@ pub(super) struct Arrival {
     pub(super) taken: RangeSet,
 }
 
+/// Where a connection waits for the session that it is to serve. A later one takes the place of an earlier one, which
+/// its client has given up.
+struct Berth<A> {
+    arrival: Mutex<Option<A>>,
+    /// There is one.
+    came: Notify,
+}
+
+impl<A> Berth<A> {
+    fn new() -> Self {
+        Self {
+            arrival: Mutex::new(None),
+            came: Notify::new(),
+        }
+    }
+
+    /// Puts one in; gives back the one that was still waiting.
+    fn put(&self, arrival: A) -> Option<A> {
+        let earlier = self.arrival.lock().replace(arrival);
+        self.came.notify_one();
+        earlier
+    }
+
+    /// Waits for the next one. Cancel safe.
+    async fn next(&self) -> A {
+        loop {
+            if let Some(arrival) = self.arrival.lock().take() {
+                return arrival;
+            }
+            self.came.notified().await;
+        }
+    }
+}
+
 /// The sessions that can be resumed, by token.
-pub(super) struct Sessions(DashMap<String, mpsc::Sender<Arrival>>);
+pub(super) struct Sessions(DashMap<String, Arc<Berth<Arrival>>>);
 
 impl Sessions {
     pub(super) fn new() -> Self {
@@ -44,29 +78,37 @@ impl Sessions {
     }
 
     /// A place under a new token.
-    fn open(self: &Arc<Self>) -> (Place, mpsc::Receiver<Arrival>) {
-        let (sender, receiver) = mpsc::channel(1);
+    fn open(self: &Arc<Self>) -> Place {
         let place = Place {
             token: format!("{:032x}", rand::random::<u128>()),
+            berth: Arc::new(Berth::new()),
             sessions: Arc::clone(self),
         };
-        self.0.insert(place.token.clone(), sender);
-        (place, receiver)
+        self.0.insert(place.token.clone(), Arc::clone(&place.berth));
+        place
     }
 
-    /// Hands a connection to the session with this token; gives it back when there is none, or when another connection
-    /// has just come.
+    /// Hands a connection to the session with this token; gives it back when there is none.
     pub(super) fn hand_over(&self, token: &str, arrival: Arrival) -> Result<(), Arrival> {
-        let Some(session) = self.0.get(token).map(|session| session.clone()) else {
+        let Some(berth) = self.0.get(token).map(|berth| Arc::clone(&berth)) else {
             return Err(arrival);
         };
-        session.try_send(arrival).map_err(mpsc::error::TrySendError::into_inner)
+        if let Some(earlier) = berth.put(arrival) {
+            replace(&earlier.connection);
+        }
+        Ok(())
     }
+}
+
+/// Closes a connection whose client has come by another one. It is not told that it is done.
+fn replace(connection: &Connection) {
+    connection.close(close::DUPLICATE, b"another connection has taken its place");
 }
 
 /// A session's place among those that can be resumed, until it is dropped.
 struct Place {
     token: String,
+    berth: Arc<Berth<Arrival>>,
     sessions: Arc<Sessions>,
 }
 
@@ -151,8 +193,8 @@ impl Drop for CloseOnDrop {
 
 impl Session {
     /// Carries messages over one connection after the other, until the client has left, or was away for too long.
-    async fn carry(&self, first: Arrival, place: Option<(Place, mpsc::Receiver<Arrival>)>, context: &ClientContext) {
-        let Some((place, mut arrivals)) = place else {
+    async fn carry(&self, first: Arrival, place: Option<Place>, context: &ClientContext) {
+        let Some(place) = place else {
             self.exchange.tell_once();
             if let Gone::Lost(why) | Gone::ForGood(why) =
                 self.carry_over(first, None, context, std::future::pending()).await
@@ -169,7 +211,7 @@ impl Session {
         let mut next = Some((first, false));
         while let Some((arrival, resumed)) = next {
             let offer = Some((offer.clone(), resumed));
-            let ended = self.carry_over(arrival, offer, context, arrivals.recv()).await;
+            let ended = self.carry_over(arrival, offer, context, place.berth.next()).await;
             self.exchange.disconnected(Instant::now());
             let again = match ended {
                 Gone::Replaced(arrival) => Some(arrival),
@@ -180,7 +222,7 @@ impl Session {
                 Gone::Lost(why) => {
                     debug!(client = %self.address, "away: {why}");
                     tokio::select! {
-                        again = timeout(grace, arrivals.recv()) => again.ok().flatten(),
+                        again = timeout(grace, place.berth.next()) => again.ok(),
                         () = context.phase.reached(Phase::Draining) => None,
                     }
                 }
@@ -196,7 +238,7 @@ impl Session {
         arrival: Arrival,
         offer: Option<(ResumeOffer, bool)>,
         context: &ClientContext,
-        another: impl Future<Output = Option<Arrival>>,
+        another: impl Future<Output = Arrival>,
     ) -> Gone {
         let limits = &context.limits;
         let Arrival {
@@ -249,7 +291,10 @@ impl Session {
                 Ended::Lost(_) if !ended.is_farewell() => Gone::Lost(ended.to_string()),
                 ended => Gone::ForGood(ended.to_string()),
             },
-            Some(arrival) = another => Gone::Replaced(arrival),
+            arrival = another => {
+                replace(&connection);
+                Gone::Replaced(arrival)
+            }
             () = self.exchange.stalled(limits.stall) => {
                 Gone::ForGood(format!("it took nothing for {:?}", limits.stall))
             }
@@ -407,5 +452,25 @@ impl Handler<Ticket> for SessionHandler<'_> {
 
     fn goodbye(&self) {
         self.connection.close(close::DONE, b"goodbye");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn of_the_connections_of_a_client_the_last_one_serves() {
+        let berth = Berth::new();
+        assert_eq!(berth.next().now_or_never(), None);
+        assert_eq!(berth.put(1), None);
+        assert_eq!(berth.put(2), Some(1));
+        assert_eq!(berth.next().now_or_never(), Some(2));
+        assert_eq!(berth.next().now_or_never(), None);
+        let mut waiting = std::pin::pin!(berth.next());
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        assert_eq!(berth.put(3), None);
+        assert_eq!(waiting.now_or_never(), Some(3));
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::{Value, json};
 use trunkline::client::Event;
 use trunkline::{Address, Client, Code, Outcome};
 
-use crate::support::{Cluster, NodeCommand, Relay, connect_quic, eventually, name, within};
+use crate::support::{Cluster, NodeCommand, RawQuic, Relay, connect_quic, eventually, name, within};
 
 const MESSAGES: usize = 300;
 
@@ -97,4 +98,23 @@ async fn a_session_does_not_outlive_its_node() {
     assert_eq!(within("the client has ended", client.receive()).await, None);
     let other = connect_quic(node.quic(), &certs).await;
     assert_eq!(other.address().node, name(0));
+}
+
+/// What a client says that comes back and has taken nothing.
+fn resume(welcome: &Value) -> Value {
+    json!({"token": welcome["resume"]["token"], "taken": {"below": 1}})
+}
+
+#[tokio::test]
+async fn a_connection_that_is_replaced_is_not_told_that_its_client_is_done() {
+    let cluster = Cluster::start(1).await;
+    let addr = cluster.nodes[0].quic_addr();
+    let (first, welcome) = RawQuic::join_resumable(addr, &cluster.certs, None).await;
+    let (_second, again) = RawQuic::join_resumable(addr, &cluster.certs, Some(resume(&welcome))).await;
+    assert_eq!(
+        (&again["cmd"], &again["address"]),
+        (&json!("welcome"), &welcome["address"])
+    );
+    // A client that is told 0 here, by its own late attempt to come back, would take its session for ended.
+    assert_eq!(first.closed().await.0, 2);
 }

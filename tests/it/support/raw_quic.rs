@@ -79,6 +79,18 @@ impl RawQuic {
         (client, address)
     }
 
+    /// Connects as a client that can come back, or comes back with this `resume`; gives the answer as well.
+    pub(crate) async fn join_resumable(addr: SocketAddr, certs: &Certs, resume: Option<Value>) -> (Self, Value) {
+        let mut client = Self::connect(addr, certs, b"trunkline/1", None).await.unwrap();
+        let mut hello = json!({"cmd": "hello", "version": 1, "resumable": true});
+        if let Some(resume) = resume {
+            hello["resume"] = resume;
+        }
+        client.say(&hello).await;
+        let answer = client.hear().await.expect("an answer to hello");
+        (client, answer)
+    }
+
     /// Writes a line on the control stream.
     pub(crate) async fn say(&mut self, line: &Value) {
         self.write(format!("{line}\n").as_bytes()).await;
