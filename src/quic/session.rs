@@ -18,6 +18,7 @@ use super::{HELLO_DEADLINE, LAST_WORD};
 use crate::address::Address;
 use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Handler, Heard, close};
 use crate::clients::ClientContext;
+use crate::config::Limits;
 use crate::delivery::{Bounds, RangeSet};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
@@ -144,30 +145,13 @@ struct Waiting {
 /// Serves a client from its first connection until it is gone for good.
 pub(super) async fn serve(first: Arrival, resumable: bool, sessions: &Arc<Sessions>, context: &ClientContext) {
     let limits = &context.limits;
-    let window = limits.window();
     let registry = context.router.registry();
     let id = registry.fresh_id();
-    let to_client = Bounds {
-        messages: limits.outbox_bytes.div_ceil(MESSAGE_OVERHEAD),
-        bytes: limits.outbox_bytes,
+    let address = Address {
+        node: context.router.name().clone(),
+        id: id.clone(),
     };
-    let from_client = Bounds {
-        messages: window.messages,
-        bytes: window.bytes,
-    };
-    let session = Arc::new_cyclic(|this| Session {
-        address: Address {
-            node: context.router.name().clone(),
-            id: id.clone(),
-        },
-        exchange: Exchange::new(to_client, from_client),
-        flow: Mutex::new(Flow::new(window)),
-        waiting: Mutex::default(),
-        waits: Notify::new(),
-        ended: Notify::new(),
-        closed: AtomicBool::new(false),
-        this: this.clone(),
-    });
+    let session = Session::new(address, limits);
     let registration = registry.register(id, Arc::<Session>::clone(&session));
     let place = resumable.then(|| sessions.open());
     tokio::select! {
@@ -178,8 +162,7 @@ pub(super) async fn serve(first: Arrival, resumable: bool, sessions: &Arc<Sessio
         () = context.phase.reached(Phase::Closing) => {}
     }
     drop(registration);
-    session.closed.store(true, Ordering::SeqCst);
-    settle_all(session.exchange.give_up(Code::RecipientGone));
+    session.end();
 }
 
 /// Closes a connection when whatever it served has ended.
@@ -192,6 +175,37 @@ impl Drop for CloseOnDrop {
 }
 
 impl Session {
+    fn new(address: Address, limits: &Limits) -> Arc<Self> {
+        let window = limits.window();
+        let to_client = Bounds {
+            messages: limits.outbox_bytes.div_ceil(MESSAGE_OVERHEAD),
+            bytes: limits.outbox_bytes,
+        };
+        let from_client = Bounds {
+            messages: window.messages,
+            bytes: window.bytes,
+        };
+        Arc::new_cyclic(|this| Self {
+            address,
+            exchange: Exchange::new(to_client, from_client),
+            flow: Mutex::new(Flow::new(window)),
+            waiting: Mutex::default(),
+            waits: Notify::new(),
+            ended: Notify::new(),
+            closed: AtomicBool::new(false),
+            this: this.clone(),
+        })
+    }
+
+    /// The client is gone for good.
+    fn end(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        settle_all(self.exchange.give_up(Code::RecipientGone));
+        // Their tickets lead back to this session: it would keep itself for ever.
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        drop(waiting);
+    }
+
     /// Carries messages over one connection after the other, until the client has left, or was away for too long.
     async fn carry(&self, first: Arrival, place: Option<Place>, context: &ClientContext) {
         let Some(place) = place else {
@@ -459,6 +473,31 @@ impl Handler<Ticket> for SessionHandler<'_> {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+
+    #[test]
+    fn a_session_that_ends_is_not_kept_by_what_waited_for_a_link() {
+        let address: Address = "n:1:a".parse().unwrap();
+        let session = Session::new(address.clone(), &Limits::default());
+        let message = Message {
+            from: address.clone(),
+            to: address,
+            body: "x".into(),
+        };
+        let tag = Tag {
+            number: 0,
+            incarnation: 0,
+        };
+        let origin = Arc::<Session>::clone(&session);
+        session
+            .waiting
+            .lock()
+            .queue
+            .push_back((message, Ticket { origin, tag }));
+        session.end();
+        let kept = Arc::downgrade(&session);
+        drop(session);
+        assert!(kept.upgrade().is_none());
+    }
 
     #[test]
     fn of_the_connections_of_a_client_the_last_one_serves() {
