@@ -58,6 +58,19 @@ impl<R> Flow<R> {
                 .is_none_or(|conversation| conversation.bytes < self.window.conversation_bytes)
     }
 
+    /// Whether a sender that keeps to the limits may have this message under way beside the others, wherever they come
+    /// in another order than they were sent in: one message of at most `largest` bytes may go over a limit, and those
+    /// sent before it may come after it.
+    pub(crate) fn bears(&self, recipient: &Address, size: usize, largest: usize) -> bool {
+        let conversation = self.by_recipient.get(recipient).copied();
+        let in_conversation = conversation
+            .and_then(|key| self.conversations.get(key))
+            .map_or(0, |conversation| conversation.bytes);
+        self.pending.len() < self.window.messages
+            && self.bytes + size < self.window.bytes.saturating_add(largest)
+            && in_conversation + size < self.window.conversation_bytes.saturating_add(largest)
+    }
+
     /// Counts a message as under way; the key is what [`settle`](Self::settle) wants when it ends.
     pub(crate) fn start(&mut self, recipient: &Address, size: usize, reply: R) -> usize {
         let key = match self.by_recipient.get(recipient) {
@@ -131,6 +144,33 @@ mod tests {
         assert!(!flow.has_room(&a), "all is full, in messages");
         flow.settle(other);
         assert!(flow.has_room(&a));
+    }
+
+    #[test]
+    fn a_sender_that_keeps_to_the_limits_is_borne_in_whatever_order_its_messages_come() {
+        let window = Window {
+            messages: 10,
+            bytes: 100,
+            conversation_bytes: 50,
+        };
+        let largest = 60;
+        let (a, b, c): (Address, Address, Address) = (
+            "n:1:a".parse().unwrap(),
+            "n:1:b".parse().unwrap(),
+            "n:1:c".parse().unwrap(),
+        );
+        let sent = [(&a, 49), (&b, 49), (&a, 1), (&c, 60)];
+        let mut sender = Flow::new(window);
+        for (to, size) in sent {
+            assert!(sender.has_room(to));
+            sender.start(to, size, ());
+        }
+        let mut node = Flow::new(window);
+        for (to, size) in sent.into_iter().rev() {
+            assert!(node.bears(to, size, largest), "{size} to {to}");
+            node.start(to, size, ());
+        }
+        assert!(!node.bears(&c, 1, largest), "no more than one message over");
     }
 
     #[test]

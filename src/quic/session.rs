@@ -415,8 +415,9 @@ impl SessionHandler<'_> {
         let session = self.session;
         let key = {
             let mut flow = session.flow.lock();
+            let largest = self.context.limits.max_message + MESSAGE_OVERHEAD;
             // A client that keeps to its window never comes here.
-            if !flow.has_room(&message.to) {
+            if !flow.bears(&message.to, message.size(), largest) {
                 drop(flow);
                 session.exchange.finish(&[(tag, Outcome::Refused(Code::RateLimited))]);
                 return;
