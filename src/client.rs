@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::address::{Address, NodeName};
 use crate::backoff::Backoff;
 use crate::carrier::{
-    Arrived, BreakOff, CONTROL_PRIORITY, Carrier, Codec, ControlStream, Ended, Frame, Handler, Heard, Malformed, close,
+    Arrived, BreakOff, CONTROL_PRIORITY, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close,
 };
 use crate::config::Limits;
 use crate::delivery::{Bounds, Control, RangeSet};
@@ -493,7 +493,7 @@ async fn carry(
         let Some(offer) = &offer else {
             break;
         };
-        if ended.is_farewell() || !matches!(ended, Ended::Lost(_)) {
+        if !ended.is_break() {
             break;
         }
         let again = tokio::select! {

@@ -302,7 +302,7 @@ impl Session {
         };
         tokio::select! {
             ended = carrier.run(control) => match ended {
-                Ended::Lost(_) if !ended.is_farewell() => Gone::Lost(ended.to_string()),
+                ended if ended.is_break() => Gone::Lost(ended.to_string()),
                 ended => Gone::ForGood(ended.to_string()),
             },
             arrival = another => {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use quinn::VarInt;
 use serde_json::{Value, json};
 use trunkline::client::Event;
 use trunkline::{Address, Client, Code, Outcome};
@@ -117,4 +118,81 @@ async fn a_connection_that_is_replaced_is_not_told_that_its_client_is_done() {
     );
     // A client that is told 0 here, by its own late attempt to come back, would take its session for ended.
     assert_eq!(first.closed().await.0, 2);
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_connection_is_not_waited_for() {
+    let cluster = Cluster::start(1).await;
+    for code in [0, 1] {
+        let (client, _) = RawQuic::join_resumable(cluster.nodes[0].quic_addr(), &cluster.certs, None).await;
+        assert_eq!(cluster.nodes[0].clients(), 1);
+        client.connection.close(VarInt::from_u32(code), b"");
+        // The grace is longer than this waits.
+        eventually("the session has ended", || cluster.nodes[0].clients() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_other_side_knows_is_not_said_again_and_all_else_is() {
+    let cluster = Cluster::start(1).await;
+    let addr = cluster.nodes[0].quic_addr();
+    let mut legacy = cluster.line(0).await;
+    let (mut client, welcome) = RawQuic::join_resumable(addr, &cluster.certs, None).await;
+    let address: Address = welcome["address"].as_str().unwrap().parse().unwrap();
+    let to = legacy.address.to_string();
+    let to_legacy = |id: u64, after: u64| {
+        let header = json!({"to": to, "id": id, "after": after});
+        format!("{header}\nmessage {id}").into_bytes()
+    };
+    let receipt = json!({"cmd": "receipt", "delivered": [[1, 1]]});
+
+    // Each has sent one message. The node's is not answered, and the answer to the client's is not confirmed.
+    client.stream(&to_legacy(1, 0)).await;
+    legacy.reader.expect_message(&address, "message 1").await;
+    assert_eq!(client.hear().await, Some(receipt.clone()));
+    legacy.say_with_id(&address, "one", "one").await;
+    assert!(client.message().await.ends_with(b"\none"));
+
+    // The client has not taken the node's message: it comes again.
+    let (mut client, again) = RawQuic::join_resumable(addr, &cluster.certs, Some(resume(&welcome))).await;
+    assert_eq!(
+        (&again["taken"], &again["address"]),
+        (&json!({"below": 2}), &welcome["address"])
+    );
+    assert_eq!(client.hear().await, Some(receipt.clone()), "it is told again");
+    assert!(client.message().await.ends_with(b"\none"));
+    // The client's message, though, is dropped when it comes again.
+    client.stream(&to_legacy(1, 0)).await;
+    client.stream(&to_legacy(2, 1)).await;
+    legacy.reader.expect_message(&address, "message 2").await;
+    assert_eq!(
+        client.hear().await,
+        Some(json!({"cmd": "receipt", "delivered": [[2, 2]]}))
+    );
+    client.say(&json!({"cmd": "confirm", "below": 3, "receipts": 2})).await;
+    // Once this is answered, the line before it was read.
+    client.say(&json!({"cmd": "receipt", "delivered": [[1, 1]]})).await;
+    legacy.reader.expect_delivered("one").await;
+
+    // Now it has: it does not come again, nor is told what it knows.
+    legacy.say_with_id(&address, "two", "two").await;
+    assert!(client.message().await.ends_with(b"\ntwo"));
+    let knows = json!({"token": welcome["resume"]["token"], "taken": {"below": 3}});
+    let (mut client, again) = RawQuic::join_resumable(addr, &cluster.certs, Some(knows)).await;
+    assert_eq!(again["taken"], json!({"below": 3}));
+    legacy.say_with_id(&address, "three", "three").await;
+    assert!(client.message().await.ends_with(b"\nthree"));
+    client.stream(&to_legacy(3, 2)).await;
+    legacy.reader.expect_message(&address, "message 3").await;
+    let next = loop {
+        let line = client.hear().await.expect("a receipt");
+        if line["cmd"] == "receipt" {
+            break line;
+        }
+    };
+    assert_eq!(next, json!({"cmd": "receipt", "delivered": [[3, 3]]}));
+    client.say(&json!({"cmd": "receipt", "delivered": [[2, 3]]})).await;
+    legacy.reader.expect_delivered("two").await;
+    legacy.reader.expect_delivered("three").await;
+    legacy.expect_nothing_else().await;
 }
