@@ -181,7 +181,9 @@ impl Ended {
     /// Whether the connection broke, so that its client may come back by another: neither side has ended the session.
     pub(crate) fn is_break(&self) -> bool {
         match self {
-            Self::Lost(error) => broke(error),
+            Self::Lost(ConnectionError::LocallyClosed) => false,
+            Self::Lost(ConnectionError::ApplicationClosed(closed)) => closed.error_code == close::DUPLICATE,
+            Self::Lost(_) => true,
             _ => false,
         }
     }
@@ -193,15 +195,6 @@ impl Ended {
             Self::Violation(_) | Self::Malformed(_) | Self::NoControl => close::PROTOCOL,
             Self::Silent(_) => close::SILENT,
         }
-    }
-}
-
-/// Whether a connection ended without that either side has ended what it served.
-pub(crate) fn broke(error: &ConnectionError) -> bool {
-    match error {
-        ConnectionError::LocallyClosed => false,
-        ConnectionError::ApplicationClosed(closed) => closed.error_code == close::DUPLICATE,
-        _ => true,
     }
 }
 

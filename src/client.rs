@@ -88,7 +88,7 @@ struct Shared {
     connection: Mutex<Connection>,
     exchange: Exchange<usize>,
     flow: Mutex<Flow<Reply>>,
-    /// A message has ended, or the connection.
+    /// A message has ended, or the connection, or another has come.
     ended: Notify,
     /// What `receive` gives. As many messages as the node lets be under way to a client: it is told that one was taken
     /// when `receive` gives it.
@@ -345,7 +345,8 @@ impl Client {
         }
     }
 
-    /// Waits until all that was sent has ended, tells the node what was received, and closes the connection.
+    /// Waits until all that was sent has ended, tells the node what was received, and closes the connection. While the
+    /// connection is broken this waits for the client to come back, if there is anything of that to be done.
     pub async fn close(self) {
         while !self.shared.closed.load(Ordering::Acquire) {
             let ended = self.shared.ended.notified();
@@ -364,11 +365,7 @@ impl Client {
                 }
             }
         }
-        // The node closes once it has read what comes before the goodbye.
-        self.shared.exchange.say_goodbye();
-        let connection = self.shared.connection.lock().clone();
-        let _ = timeout(LAST_WORD, connection.closed()).await;
-        connection.close(close::DONE, b"the client has left");
+        self.shared.say_goodbye().await;
         let _ = timeout(LAST_WORD, self.endpoint.wait_idle()).await;
         let tracker = self.tracker.clone();
         tracker.close();
@@ -421,6 +418,22 @@ impl Shared {
             self.end(self.exchange.give_up(Code::NodeUnreachable));
         }
         Ok(())
+    }
+
+    /// Has the carrier say goodbye, and waits until the node closes: it does once it has read what comes before that.
+    /// Waits for the next connection if there is none now and the node is yet to be told what was received.
+    async fn say_goodbye(&self) {
+        loop {
+            let ended = self.ended.notified();
+            let connection = self.connection.lock().clone();
+            // Once a connection: what was said on one that broke may not have come.
+            self.exchange.say_goodbye();
+            match timeout(LAST_WORD, connection.closed()).await {
+                // The carrying either ends or goes on over another connection, and says so.
+                Ok(_) if !self.closed.load(Ordering::SeqCst) && !self.exchange.all_is_confirmed() => ended.await,
+                _ => return connection.close(close::DONE, b"the client has left"),
+            }
+        }
     }
 
     fn end(&self, settled: Settled<usize>) {
@@ -503,6 +516,8 @@ async fn carry(
         match again {
             Some((next, next_control, next_taken)) => {
                 *shared.connection.lock() = next;
+                // One that closes waits for this to say what it has to.
+                shared.ended.notify_waiters();
                 (control, taken) = (next_control, next_taken);
             }
             None => break,

@@ -208,6 +208,11 @@ impl<T> Exchange<T> {
         self.endpoint.lock().sender.is_idle()
     }
 
+    /// Whether the other side has confirmed the ends of all that it sent and that has ended.
+    pub(crate) fn all_is_confirmed(&self) -> bool {
+        self.endpoint.lock().receiver.all_is_confirmed()
+    }
+
     /// Has the carrier say goodbye, behind all that is due.
     pub(crate) fn say_goodbye(&self) {
         self.goodbye.store(true, Ordering::Release);

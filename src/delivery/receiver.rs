@@ -206,6 +206,11 @@ impl<M> Receiver<M> {
         Ok(())
     }
 
+    /// Whether the sender has confirmed all ends.
+    pub(crate) fn all_is_confirmed(&self) -> bool {
+        self.ended.below() <= self.confirmed.below && self.ended.ranges().len() == 0
+    }
+
     /// A connection is there, to the same process as before: whatever the sender may not know is told again.
     pub(crate) fn connected(&mut self) {
         self.report = Report {
@@ -425,8 +430,10 @@ mod tests {
             receiver.confirm(Confirm { below: 2, reports: 9 }),
             Err(Violation::NeverSent)
         );
+        assert!(!receiver.all_is_confirmed());
         let confirm = Confirm { below: 5, reports: 1 };
         receiver.confirm(confirm).unwrap();
+        assert!(receiver.all_is_confirmed());
         receiver.disconnected();
         receiver.connected();
         assert_eq!(receiver.poll_report(), None);

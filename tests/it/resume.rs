@@ -196,3 +196,27 @@ async fn what_the_other_side_knows_is_not_said_again_and_all_else_is() {
     legacy.reader.expect_delivered("three").await;
     legacy.expect_nothing_else().await;
 }
+
+#[tokio::test]
+async fn one_that_closes_while_it_is_away_still_tells_what_it_received() {
+    let cluster = Cluster::start(1).await;
+    let wire = Relay::cut_to(cluster.nodes[0].quic_addr(), 0.0).await;
+    wire.mend();
+    let client = connect_quic(wire.addr(), &cluster.certs).await;
+    let mut legacy = cluster.line(0).await;
+    wire.cut_there();
+    legacy.say_with_id(client.address(), "the last one", "1").await;
+    expect(&client, &legacy.address, "the last one").await;
+    wire.cut();
+    let before = wire.handshakes();
+    eventually("the client tries to come back", || wire.handshakes() > before).await;
+    let mended = async {
+        // It does not leave while it can't be heard: it goes on trying.
+        let before = wire.handshakes();
+        eventually("it tries again and again", || wire.handshakes() >= before + 8).await;
+        wire.mend();
+    };
+    tokio::join!(within("the client closes", client.close()), mended);
+    legacy.reader.expect_delivered("1").await;
+    eventually("its place is free", || cluster.nodes[0].clients() == 1).await;
+}

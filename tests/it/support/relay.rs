@@ -35,6 +35,8 @@ struct Ways {
 #[derive(Debug, Default)]
 struct Way {
     whole: bool,
+    /// How many datagrams of handshakes have come, whether they get through or not.
+    handshakes: usize,
     /// The ids of connections that have come through, and of those for which nothing does any more.
     seen: HashSet<[u8; ID]>,
     dead: HashSet<[u8; ID]>,
@@ -80,6 +82,16 @@ impl Relay {
         (ways.there.whole, ways.back.whole) = (false, false);
     }
 
+    /// From now on nothing gets there; what comes back does.
+    pub(crate) fn cut_there(&self) {
+        self.ways.lock().there.whole = false;
+    }
+
+    /// How often someone has tried to connect, counted in datagrams.
+    pub(crate) fn handshakes(&self) -> usize {
+        self.ways.lock().there.handshakes
+    }
+
     /// From now on nothing gets through of the connections so far; new ones do.
     pub(crate) fn end_connections(&self) {
         let mut ways = self.ways.lock();
@@ -107,6 +119,8 @@ impl Way {
                 return false;
             }
             self.seen.insert(*id);
+        } else {
+            self.handshakes += 1;
         }
         self.whole
     }
