@@ -567,9 +567,7 @@ impl Way {
             .map_err(|error| failed(&error))?
             .await
             .map_err(|error| failed(&error))?;
-        let break_off = BreakOff::new(&connection);
         let (welcome, control) = self.greet(&connection, resume).await?;
-        break_off.disarm();
         Ok((connection, welcome, control))
     }
 
@@ -581,6 +579,9 @@ impl Way {
         let lost = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
         let refused = |code: String, text: String| ConnectError::Refused(self.node.clone(), code, text);
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
+        // A session that it may have come back to already is to go on; one that has just begun is not. Dropped before
+        // the streams are: their end would be heard as that of the session.
+        let break_off = resume.is_some().then(|| BreakOff::new(connection));
         // Fails only for a stream that is gone; then the write fails too.
         let _ = send.set_priority(CONTROL_PRIORITY);
         let hello = FromClient::Hello {
@@ -595,6 +596,9 @@ impl Way {
         loop {
             match wire::read_line(&mut buffer).map_err(|error| lost(&error))? {
                 Some(FromNode::Welcome(welcome)) if welcome.version == wire::VERSION => {
+                    if let Some(break_off) = break_off {
+                        break_off.disarm();
+                    }
                     return Ok((welcome, ControlStream { send, recv, buffer }));
                 }
                 Some(FromNode::Welcome(welcome)) => {

@@ -300,15 +300,18 @@ impl Session {
             liveness: None,
             heard: &heard,
         };
+        let replaced = async {
+            let arrival = another.await;
+            // Said before the carrier's streams end: that would be heard as the end of the session.
+            replace(&connection);
+            arrival
+        };
         tokio::select! {
             ended = carrier.run(control) => match ended {
                 ended if ended.is_break() => Gone::Lost(ended.to_string()),
                 ended => Gone::ForGood(ended.to_string()),
             },
-            arrival = another => {
-                replace(&connection);
-                Gone::Replaced(arrival)
-            }
+            arrival = replaced => Gone::Replaced(arrival),
             () = self.exchange.stalled(limits.stall) => {
                 Gone::ForGood(format!("it took nothing for {:?}", limits.stall))
             }
