@@ -11,7 +11,7 @@
 //! | `address` `outcome` `message` | the words: names, ends of messages, a message on its way | yes |
 //! | `wire` | every byte that is written or read | yes |
 //! | `delivery` | the machine: order, no loss, no repeats | yes |
-//! | `flow` `ids` `registry` `config` | limits of a sender, ids, who is here, settings | yes |
+//! | `flow` `ids` `registry` `backoff` `config` | limits of a sender, ids, who is here, waits, settings | yes |
 //! | `phase` | how far a node's shutdown has come | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `router` `link` | where a message goes; what is kept about another node | no I/O in the former |
