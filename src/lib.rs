@@ -9,19 +9,19 @@
 //! | file | what it is | pure |
 //! |---|---|---|
 //! | `address` `outcome` `message` | the words: names, ends of messages, a message on its way | yes |
-//! | `wire` | every byte that is written or read | yes |
 //! | `delivery` | the machine: order, no loss, no repeats | yes |
+//! | `wire` | every byte that is written or read | yes |
 //! | `flow` `ids` `registry` `backoff` `config` | limits of a sender, ids, who is here, waits, settings | yes |
 //! | `phase` | how far a node's shutdown has come | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
-//! | `router` `link` | where a message goes; what is kept about another node | no I/O in the former |
-//! | `carrier` | drives an exchange over a QUIC connection | |
-//! | `tcp` `quic` `clients` | sessions of clients | |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
+//! | `carrier` | drives an exchange over a QUIC connection | |
+//! | `link` `router` | what is kept about another node, and its tasks; where a message goes | no I/O in the latter |
+//! | `clients` `tcp` `quic` | sessions of clients | |
 //! | `node` | binds, starts and ends everything | |
 //! | `client` | the library for programs that are clients | |
 //!
-//! Imports go from the bottom of the table to its top. `docs/architecture.md` follows a message through the files.
+//! Imports go from the bottom of the table to its top (`link` and `router` alone know each other). `docs/architecture.md` follows a message through the files.
 
 #![forbid(unsafe_code)]
 
