@@ -37,3 +37,19 @@ need_rust() {
     # Rust links with it, and the cryptography is partly C.
     command -v cc >/dev/null || install_packages "a C compiler is missing" gcc libc6-dev
 }
+
+# Waits until a command succeeds. Fails when DEADLINE seconds are over, or at once when a process is gone.
+#   await PID COMMAND…
+await() {
+    local pid="$1" end=$((SECONDS + DEADLINE))
+    shift
+    until "$@"; do
+        if ! kill -0 "$pid" 2>/dev/null; then
+            # What it wrote last may be what is waited for.
+            "$@"
+            return
+        fi
+        ((SECONDS < end)) || return 1
+        sleep 0.05
+    done
+}

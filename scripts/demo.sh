@@ -85,22 +85,6 @@ start() {
     set +m
 }
 
-# Waits until a command succeeds. Fails when the deadline is over, or at once when a process is gone.
-#   await PID COMMAND…
-await() {
-    local pid="$1" end=$((SECONDS + DEADLINE))
-    shift
-    until "$@"; do
-        if ! kill -0 "$pid" 2>/dev/null; then
-            # What it wrote last may be what is waited for.
-            "$@"
-            return
-        fi
-        ((SECONDS < end)) || return 1
-        sleep 0.05
-    done
-}
-
 logged() {
     grep -q -- "$2" "$1" 2>/dev/null
 }

@@ -89,18 +89,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 
-# Waits until a command succeeds. Fails when the deadline is over, or when a process is gone.
-#   await PID COMMAND…
-await() {
-    local pid="$1" end=$((SECONDS + DEADLINE))
-    shift
-    until "$@"; do
-        kill -0 "$pid" 2>/dev/null || return 1
-        ((SECONDS < end)) || return 1
-        sleep 0.05
-    done
-}
-
 logged() {
     grep -q -- "$2" "$1" 2>/dev/null
 }
