@@ -5,6 +5,7 @@
 #   scripts/lab.sh --peer nats      the same for nats-server in the same run, row by row
 #   scripts/lab.sh --row NAME       that row only (may be given several times)
 #   scripts/lab.sh --seconds N      how long to measure in rows without a cut (20)
+#   scripts/lab.sh --flag FLAG      start the nodes of Trunkline with this flag too (may be given several times)
 #   scripts/lab.sh --out DIR        where to write to (docs)
 # TRUNKLINE_BIN=FILE measures another build of it; TRUNKLINE_LAB_LOGS=DIR keeps the logs of the relays.
 # All traffic stays in the two namespaces, and they end with this script.
@@ -16,12 +17,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/common.sh
 
 usage() {
-    echo "usage: scripts/lab.sh [--peer nats] [--row NAME]… [--seconds N] [--out DIR]" >&2
+    echo "usage: scripts/lab.sh [--peer nats] [--row NAME]… [--seconds N] [--flag FLAG]… [--out DIR]" >&2
     exit 64
 }
 
 targets=(trunkline)
 rows=()
+flags=()
 seconds=20
 out=docs
 while (($# > 0)); do
@@ -36,6 +38,7 @@ while (($# > 0)); do
             [[ "$2" =~ ^[1-9][0-9]{0,2}$ ]] || die "--seconds is '$2', not a number from 1 to 999"
             seconds="$2"
             ;;
+        --flag) flags+=("$2") ;;
         --out) out="$2" ;;
         *) usage ;;
     esac
@@ -48,6 +51,9 @@ readonly ROW_DEADLINE=900
 
 # Addresses of the two ends. No one else sees them.
 readonly IP_A=10.77.0.1 IP_B=10.77.0.2
+
+# The port of clients of the first relay; those of further links have the next ones.
+readonly FIRST_PORT=1215
 
 ns_a="trunkline-$$-a"
 ns_b="trunkline-$$-b"
@@ -135,7 +141,8 @@ for ns in "$ns_a" "$ns_b"; do
     ip -n "$ns" link set wire txqueuelen 10000 up
 done
 
-"$trunkline" certs --certs "$temp/certs" "$IP_A:1215" "$IP_B:1215" >/dev/null
+"$trunkline" certs --certs "$temp/certs" "$IP_A:$FIRST_PORT" "$IP_B:$FIRST_PORT" "$IP_A:$((FIRST_PORT + 1))" \
+    "$IP_B:$((FIRST_PORT + 1))" >/dev/null
 
 # --- the relays -------------------------------------------------------------------------------------------------------
 
@@ -155,25 +162,28 @@ up() {
     fi
 }
 
+#   start_trunkline PORT: two nodes, and a link between them
 start_trunkline() {
-    start "$ns_b" "$temp/trunkline-b.log" "$trunkline" node --tcp "$IP_B:1215" --certs "$temp/certs"
-    up "$temp/trunkline-b.log" "node up"
-    start "$ns_a" "$temp/trunkline-a.log" "$trunkline" node --tcp "$IP_A:1215" --certs "$temp/certs" \
-        --peer "$IP_B:1215"
-    up "$temp/trunkline-a.log" "link up"
-    up "$temp/trunkline-b.log" "link up"
-    ports=(--to-a "$IP_A:1215" --to-b "$IP_B:1215")
+    local port="$1" log_a="$temp/trunkline-a-$1.log" log_b="$temp/trunkline-b-$1.log"
+    start "$ns_b" "$log_b" "$trunkline" node --tcp "$IP_B:$port" --certs "$temp/certs" "${flags[@]}"
+    up "$log_b" "node up"
+    start "$ns_a" "$log_a" "$trunkline" node --tcp "$IP_A:$port" --certs "$temp/certs" --peer "$IP_B:$port" \
+        "${flags[@]}"
+    up "$log_a" "link up"
+    up "$log_b" "link up"
+    ports+=(--to-a "$IP_A:$port" --to-b "$IP_B:$port")
 }
 
+#   start_nats PORT: the same
 start_nats() {
-    start "$ns_b" "$temp/nats-b.log" nats-server -a "$IP_B" -p 4222 --cluster_name lab \
-        --cluster "nats://$IP_B:6222"
-    up "$temp/nats-b.log" "Server is ready"
-    start "$ns_a" "$temp/nats-a.log" nats-server -a "$IP_A" -p 4222 --cluster_name lab \
-        --cluster "nats://$IP_A:6222" --routes "nats://$IP_B:6222"
-    up "$temp/nats-a.log" "Route connection created"
-    up "$temp/nats-b.log" "Route connection created"
-    ports=(--to-a "$IP_A:4222" --to-b "$IP_B:4222")
+    local port="$1" log_a="$temp/nats-a-$1.log" log_b="$temp/nats-b-$1.log" cluster="nats://$IP_B:$((10000 + $1))"
+    start "$ns_b" "$log_b" nats-server -a "$IP_B" -p "$port" --cluster_name "lab-$port" --cluster "$cluster"
+    up "$log_b" "Server is ready"
+    start "$ns_a" "$log_a" nats-server -a "$IP_A" -p "$port" --cluster_name "lab-$port" \
+        --cluster "nats://$IP_A:$((10000 + port))" --routes "$cluster"
+    up "$log_a" "Route connection created"
+    up "$log_b" "Route connection created"
+    ports+=(--to-a "$IP_A:$port" --to-b "$IP_B:$port")
 }
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
@@ -181,15 +191,18 @@ start_nats() {
 heading "Rows: ${rows[*]}; relays: ${targets[*]}"
 for row in "${rows[@]}"; do
     for target in "${targets[@]}"; do
-        "start_$target"
+        ports=()
+        for ((link = 0; link < $("$bin/trunkline-lab-load" --links "$row"); link++)); do
+            "start_$target" "$((FIRST_PORT + link))"
+        done
         nice -n -10 timeout "$ROW_DEADLINE" "$bin/trunkline-lab-load" --target "$target" --row "$row" \
             --seconds "$seconds" --a "$ns_a" --b "$ns_b" --wire "$temp/wire.sock" "${ports[@]}" \
             --json "$temp/json/$row-$target.json"
         stop_relays
         if [[ -n "${TRUNKLINE_LAB_LOGS:-}" ]]; then
             mkdir -p "$TRUNKLINE_LAB_LOGS"
-            for end in a b; do
-                cp "$temp/$target-$end.log" "$TRUNKLINE_LAB_LOGS/$row-$target-$end.log"
+            for log in "$temp/$target"-?-*.log; do
+                cp "$log" "$TRUNKLINE_LAB_LOGS/$row-${log##*/}"
             done
         fi
     done

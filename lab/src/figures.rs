@@ -13,6 +13,8 @@ use crate::wire::Stats;
 pub struct Load {
     /// Senders, each with a receiver.
     pub pairs: usize,
+    /// Links that they are spread over.
+    pub links: usize,
     /// Messages a second in all.
     pub rate: u32,
     /// Bytes of a body.
@@ -32,6 +34,11 @@ impl Load {
     /// Whose message it is: the pairs take turns.
     pub fn pair(&self, number: u64) -> usize {
         (number % self.pairs as u64) as usize
+    }
+
+    /// The link that a pair's messages cross: the first pairs the first one, and so on.
+    pub fn link(&self, pair: usize) -> usize {
+        pair * self.links / self.pairs.max(1)
     }
 
     /// The body of a message: its number, filled up.
@@ -65,6 +72,9 @@ pub struct Check {
     backlog: Option<Duration>,
     /// When the last message arrived.
     pub last: Duration,
+    /// What came over each link while it was counted.
+    by_link: Vec<u64>,
+    counting: bool,
 }
 
 impl Check {
@@ -83,12 +93,19 @@ impl Check {
             mended: None,
             backlog: None,
             last: Duration::ZERO,
+            by_link: vec![0; load.links],
+            counting: false,
         })
     }
 
     /// The wire is back.
     pub fn mended(&mut self, now: Duration) {
         self.mended = Some(now);
+    }
+
+    /// From now on, or no longer, what comes over each link is counted: while all of them are loaded.
+    pub fn count_links(&mut self, counting: bool) {
+        self.counting = counting;
     }
 
     /// A message came to the receiver of this pair.
@@ -106,6 +123,11 @@ impl Check {
             return;
         }
         self.received += 1;
+        if self.counting
+            && let Some(count) = self.by_link.get_mut(self.load.link(pair))
+        {
+            *count += 1;
+        }
         if let Some(newest) = self.newest.get_mut(pair) {
             if newest.is_some_and(|newest| number < newest) {
                 self.reordered += 1;
@@ -139,6 +161,7 @@ impl Check {
             p99: at(0.99),
             max: self.latencies.max() as f64 / 1000.0,
             backlog: self.backlog.map(|backlog| backlog.as_secs_f64()),
+            by_link: self.by_link.clone(),
             ..Figures::default()
         }
     }
@@ -171,6 +194,8 @@ pub struct Figures {
     pub max: f64,
     /// How long after the wire's return the last message arrived that was due before it, in seconds.
     pub backlog: Option<f64>,
+    /// What came over each link while all of them were loaded.
+    pub by_link: Vec<u64>,
     /// How many messages senders were told of as delivered, if receipts were asked for.
     pub delivered: Option<u64>,
     /// How many errors (or receipts of another kind) senders were told.
@@ -191,6 +216,7 @@ mod tests {
 
     const LOAD: Load = Load {
         pairs: 2,
+        links: 2,
         rate: 1000,
         body: 16,
         messages: 8,
@@ -215,6 +241,19 @@ mod tests {
             (figures.lost, figures.repeated, figures.reordered, figures.wrong),
             (3, 1, 1, 2)
         );
+    }
+
+    #[test]
+    fn each_link_is_counted_by_itself_and_only_when_told() {
+        let mut check = Check::new(LOAD).unwrap();
+        arrive(&mut check, 0, 1);
+        check.count_links(true);
+        for number in [1, 2, 3, 5] {
+            arrive(&mut check, number, 10);
+        }
+        check.count_links(false);
+        arrive(&mut check, 4, 20);
+        assert_eq!(check.figures().by_link, [1, 3]);
     }
 
     #[test]

@@ -3,23 +3,21 @@
 use std::fmt::Write;
 
 use crate::figures::Figures;
-use crate::row::{ROWS, Row};
+use crate::row::{Kind, ROWS, Row};
 use crate::target::Target;
 
 const TARGETS: [Target; 2] = [Target::Trunkline, Target::Nats];
 
 /// The rows that were measured, each with what was seen of a target.
-fn measured(figures: &[Figures], cuts: bool) -> impl Iterator<Item = (&'static Row, &Figures)> {
-    ROWS.iter()
-        .filter(move |row| row.cut.is_some() == cuts)
-        .flat_map(move |row| {
-            TARGETS.iter().flat_map(move |target| {
-                figures
-                    .iter()
-                    .filter(move |one| one.row == row.name && one.target == Some(*target))
-                    .map(move |one| (row, one))
-            })
+fn measured(figures: &[Figures], kind: Kind) -> impl Iterator<Item = (&'static Row, &Figures)> {
+    ROWS.iter().filter(move |row| row.kind() == kind).flat_map(move |row| {
+        TARGETS.iter().flat_map(move |target| {
+            figures
+                .iter()
+                .filter(move |one| one.row == row.name && one.target == Some(*target))
+                .map(move |one| (row, one))
         })
+    })
 }
 
 /// The document. `facts` are lines about the machine and the run.
@@ -47,7 +45,7 @@ pub fn markdown(figures: &[Figures], facts: &[String], seconds: u32) -> String {
          | wire | relay | p50 ms | p90 ms | p99 ms | slowest ms | lost | repeated | out of order |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|\n"
     );
-    for (row, one) in measured(figures, false) {
+    for (row, one) in measured(figures, Kind::Latency) {
         let _ = writeln!(
             text,
             "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {} | {} |",
@@ -69,7 +67,7 @@ pub fn markdown(figures: &[Figures], facts: &[String], seconds: u32) -> String {
          | wire | relay | backlog s | slowest s | sent | lost | repeated | out of order | senders were told |\n\
          |---|---|--:|--:|--:|--:|--:|--:|---|\n",
     );
-    for (row, one) in measured(figures, true) {
+    for (row, one) in measured(figures, Kind::Cut) {
         let backlog = one
             .backlog
             .map_or_else(|| "never".to_owned(), |backlog| format!("{backlog:.2}"));
@@ -85,6 +83,31 @@ pub fn markdown(figures: &[Figures], facts: &[String], seconds: u32) -> String {
             row.title,
             name(one),
             one.max / 1000.0,
+            one.sent,
+            one.lost,
+            one.repeated,
+            one.reordered
+        );
+    }
+    text.push_str(
+        "\n## Two links on a narrow wire\n\nTwo pairs of nodes, 50 senders each, and twice the load of the narrow wire \
+         above: more than it holds. The shares are of\nwhat arrived while both were loaded; what had to wait came \
+         afterwards.\n\n\
+         | wire | relay | first link | second link | sent | lost | repeated | out of order |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for (row, one) in measured(figures, Kind::Shared) {
+        let all = one.by_link.iter().sum::<u64>().max(1) as f64;
+        let shares = one
+            .by_link
+            .iter()
+            .map(|count| format!("{:.0} %", *count as f64 / all * 100.0));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            row.title,
+            name(one),
+            shares.collect::<Vec<_>>().join(" | "),
             one.sent,
             one.lost,
             one.repeated,
@@ -108,9 +131,11 @@ const GROUP: f64 = 2.0 * LINE + 14.0;
 pub fn svg(figures: &[Figures]) -> String {
     let rows: Vec<&Row> = ROWS
         .iter()
-        .filter(|row| figures.iter().any(|one| one.row == row.name))
+        // How long messages wait for a wire that is too narrow for them tells of the load only.
+        .filter(|row| row.kind() != Kind::Shared && figures.iter().any(|one| one.row == row.name))
         .collect();
-    let values = || figures.iter().flat_map(|one| [one.p50, one.p90, one.p99]);
+    let plotted = figures.iter().filter(|one| rows.iter().any(|row| row.name == one.row));
+    let values = || plotted.clone().flat_map(|one| [one.p50, one.p90, one.p99]);
     let least = values().fold(f64::INFINITY, f64::min).max(0.1);
     let most = values().fold(1.0, f64::max);
     // Whole powers of ten around all there is.
@@ -224,6 +249,7 @@ mod tests {
             ("clean", Target::Nats),
             ("clean", Target::Trunkline),
             ("cut-5", Target::Trunkline),
+            ("shared", Target::Trunkline),
         ]
         .into_iter()
         .map(|(row, target)| Figures {
@@ -232,6 +258,7 @@ mod tests {
             p50: 10.0,
             p90: 20.0,
             p99: 5000.0,
+            by_link: vec![30, 10],
             ..Figures::default()
         })
         .collect()
@@ -241,8 +268,9 @@ mod tests {
     fn each_figure_is_in_its_table_in_the_order_of_the_rows() {
         let text = markdown(&figures(), &["Kernel: K".to_owned()], 20);
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("| 10 ms")).collect();
-        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines.len(), 4, "{text}");
         assert!(lines[0].contains("Trunkline") && lines[1].contains("NATS") && lines[2].contains("never"));
+        assert!(lines[3].contains("| 75 % | 25 % |"), "{}", lines[3]);
         assert!(text.contains("- Kernel: K"));
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use trunkline_lab::control::Control;
 use trunkline_lab::figures::{Check, Figures, Load};
 use trunkline_lab::namespace::{join, sleep_precisely, spawn_in};
-use trunkline_lab::row::{ROWS, Row, find};
+use trunkline_lab::row::{Kind, ROWS, Row, find};
 use trunkline_lab::target::{Said, Target};
 
 /// How long a client waits for its greeting.
@@ -52,6 +52,10 @@ struct Args {
     #[arg(long)]
     rows: bool,
 
+    /// Print how many links a row has, and end
+    #[arg(long, value_name = "NAME")]
+    links: Option<String>,
+
     /// The senders' namespace
     #[arg(long, value_name = "NAMESPACE", default_value = "a")]
     a: String,
@@ -60,13 +64,13 @@ struct Args {
     #[arg(long, value_name = "NAMESPACE", default_value = "b")]
     b: String,
 
-    /// The senders' node
+    /// The senders' node; one for each link of the row
     #[arg(long, value_name = "IP:PORT", default_value = "10.77.0.1:1215")]
-    to_a: SocketAddr,
+    to_a: Vec<SocketAddr>,
 
-    /// The receivers' node
+    /// The receivers' node; one for each link of the row
     #[arg(long, value_name = "IP:PORT", default_value = "10.77.0.2:1215")]
-    to_b: SocketAddr,
+    to_b: Vec<SocketAddr>,
 
     /// Where the wire takes commands
     #[arg(long, value_name = "PATH", default_value = "wire.sock")]
@@ -80,7 +84,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pairs: u16,
 
-    /// Messages a second in all
+    /// Messages a second over each link
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
 
@@ -118,10 +122,14 @@ fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    if let Some(name) = &args.links {
+        println!("{}", row(name)?.links);
+        return Ok(());
+    }
     let (Some(target), Some(name)) = (args.target, &args.row) else {
         bail!("say what to measure: --target and --row");
     };
-    let row = find(name).with_context(|| format!("no row is called {name}; --rows lists them"))?;
+    let row = row(name)?;
     sleep_precisely();
     let mut figures = measure(&args, target, row)?;
     figures.row = row.name.to_owned();
@@ -134,6 +142,10 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn row(name: &str) -> anyhow::Result<&'static Row> {
+    find(name).with_context(|| format!("no row is called {name}; --rows lists them"))
+}
+
 fn measure(args: &Args, target: Target, row: &Row) -> anyhow::Result<Figures> {
     let mut wire = Control::connect(&args.wire)?;
     wire.say("clear")?;
@@ -144,19 +156,30 @@ fn measure(args: &Args, target: Target, row: &Row) -> anyhow::Result<Figures> {
         Some(cut) => BEFORE_CUT + cut + AFTER_CUT,
         None => Duration::from_secs(args.seconds.into()),
     };
-    let count = |time: Duration| (time.as_secs_f64() * f64::from(args.rate)) as u64;
+    let links = row.links;
+    ensure!(
+        args.to_a.len() == links && args.to_b.len() == links,
+        "the row has {links} links: say --to-a and --to-b for each"
+    );
+    let rate = args.rate * u32::try_from(links)?;
+    let count = |time: Duration| (time.as_secs_f64() * f64::from(rate)) as u64;
     let load = Load {
         pairs: args.pairs.into(),
-        rate: args.rate,
+        links,
+        rate,
         body: row.body,
         messages: count(WARM_UP + measured),
         warm_up: count(WARM_UP),
     };
-    let quiet = QUIET.max(row.cut.unwrap_or_default());
-    let receivers = connect(&args.b, args.to_b, target, load.pairs, true)?;
+    let mut quiet = QUIET.max(row.cut.unwrap_or_default());
+    if row.kind() == Kind::Shared {
+        // What the wire does not hold is sent when the load is over.
+        quiet = quiet.max(2 * measured);
+    }
+    let receivers = connect(&args.b, &args.to_b, target, load, true)?;
     // A cluster of NATS tells its other servers of a subject; there is no sign that it has.
     std::thread::sleep(Duration::from_secs(1));
-    let senders = connect(&args.a, args.to_a, target, load.pairs, false)?;
+    let senders = connect(&args.a, &args.to_a, target, load, false)?;
     let addresses = receivers.iter().map(|(_, address)| address.clone()).collect();
     let run = Arc::new(Run {
         target,
@@ -180,6 +203,8 @@ fn measure(args: &Args, target: Target, row: &Row) -> anyhow::Result<Figures> {
         let run = Arc::clone(&run);
         std::thread::spawn(move || send(&run, senders, addresses, quiet))
     };
+    sleep_until(run.start + WARM_UP);
+    run.check.lock().count_links(true);
     if let Some(cut) = row.cut {
         sleep_until(run.start + WARM_UP + BEFORE_CUT);
         wire.say("cut both")?;
@@ -189,6 +214,7 @@ fn measure(args: &Args, target: Target, row: &Row) -> anyhow::Result<Figures> {
         wire.say("mend")?;
     }
     sleep_until(run.start + WARM_UP + measured);
+    run.check.lock().count_links(false);
     let after = wire.stats()?;
     let unsent = join(sending)?;
     wait_for_the_last(&run, quiet);
@@ -242,14 +268,16 @@ type Clients = Vec<(TcpStream, String)>;
 /// Connects clients from within a namespace, and gives each with its address.
 fn connect(
     namespace: &str,
-    node: SocketAddr,
+    nodes: &[SocketAddr],
     target: Target,
-    clients: usize,
+    load: Load,
     receive: bool,
 ) -> anyhow::Result<Clients> {
+    let nodes = nodes.to_vec();
     join(spawn_in(namespace, move || {
-        (0..clients)
+        (0..load.pairs)
             .map(|pair| {
+                let node = *nodes.get(load.link(pair)).context("a link without a node")?;
                 let mut socket =
                     TcpStream::connect_timeout(&node, GREETING).with_context(|| format!("can't connect to {node}"))?;
                 socket.set_nodelay(true)?;
@@ -405,6 +433,9 @@ fn print(figures: &Figures, row: &Row) {
             Some(backlog) => println!("  backlog delivered {backlog:.3} s after the wire's return"),
             None => println!("  nothing of the backlog came"),
         }
+    }
+    if row.links > 1 {
+        println!("  over each link while all were loaded: {:?}", figures.by_link);
     }
     if let Some(delivered) = figures.delivered {
         println!("  senders were told: {delivered} delivered");
