@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
+use futures_util::stream::FuturesUnordered;
 use quinn::{ClientConfig, Connection, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
@@ -41,13 +43,18 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How often a link is looked at: whether it has become silent, whether a message has waited too long.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The first and the longest wait between two dials. Dials cost little, and a node that is back is wanted back.
+/// The first and the longest wait from the start of one dial to that of the next. Dials cost little, and a node that is
+/// back is wanted back. They overlap: QUIC sends its first packet at 0, 0.3, 0.9 and 2.1 s, so one dial alone would
+/// leave a network that has come back unnoticed for up to 1.2 s (measured: a backlog delivered 2 s after its return).
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_millis(800);
+const LONGEST_WAIT: Duration = Duration::from_millis(400);
 
-/// How long a dial may take up to the greeting. QUIC sends its first packet at 0, 0.3, 0.9 and 2.1 s; the next would come
-/// at 4.5 s, and a node that has just come up is not to wait for that. Enough for a round trip of 0.7 s.
-const DIAL_DEADLINE: Duration = Duration::from_millis(2200);
+/// How long a dial may take up to the greeting: enough for a round trip of a second.
+const DIAL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How many dials may be under way to one node: what is started within the deadline, at the shortest of the longest
+/// waits.
+const MOST_DIALS: usize = 16;
 
 /// What all links of a node share.
 pub(crate) struct LinkContext {
@@ -82,7 +89,7 @@ pub(crate) struct Supervisor {
     target: Option<HostPort>,
     arrivals: mpsc::Receiver<Greeted>,
     active: Option<Active>,
-    dialling: Option<Dialling>,
+    dialling: FuturesUnordered<Dialling>,
     backoff: Backoff,
     dial_at: Instant,
     /// The last failure that was logged, so that the same one is not logged at every attempt.
@@ -102,7 +109,7 @@ impl Supervisor {
             target,
             arrivals,
             active: None,
-            dialling: None,
+            dialling: FuturesUnordered::new(),
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             dial_at: Instant::now(),
             last_failure: String::new(),
@@ -118,20 +125,17 @@ impl Supervisor {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.dial_if_wanted();
-            let waiting = self.dialling.is_none() && self.wants_dial();
+            let waiting = self.may_dial();
             let carrying = OptionFuture::from(self.active.as_mut().map(|active| &mut active.carrying));
             tokio::select! {
                 biased;
                 () = &mut stopped => break,
                 Some(ended) = carrying => self.lost(&ended),
                 Some(greeted) = self.arrivals.recv() => self.consider(greeted).await,
-                Some(dialled) = OptionFuture::from(self.dialling.as_mut()) => {
-                    self.dialling = None;
-                    match dialled {
-                        Ok(greeted) => self.consider(greeted).await,
-                        Err(error) => self.dial_failed(&error),
-                    }
-                }
+                Some(dialled) = self.dialling.next() => match dialled {
+                    Ok(greeted) => self.consider(greeted).await,
+                    Err(error) => self.dial_failed(&error),
+                },
                 () = sleep_until(self.dial_at.into()), if waiting => {}
                 _ = look.tick() => self.look(),
             }
@@ -145,26 +149,30 @@ impl Supervisor {
         self.target.is_some() && !self.link.is_up() && !self.context.phase.has_reached(Phase::Leaving)
     }
 
+    fn may_dial(&self) -> bool {
+        self.wants_dial() && self.dialling.len() < MOST_DIALS
+    }
+
     fn dial_if_wanted(&mut self) {
         if !self.wants_dial() {
             // The node that follows sees its dials through: the other may have adopted one of them, and closed the
             // connection that is the link here.
             if self.link.decides {
-                self.dialling = None;
+                self.dialling.clear();
             }
             return;
         }
-        if self.dialling.is_none()
+        if self.may_dial()
             && self.dial_at <= Instant::now()
             && let Some(target) = self.target.clone()
         {
             let dialling = dial(Arc::clone(&self.context), Arc::clone(&self.link), target);
-            self.dialling = Some(Box::pin(dialling));
+            self.dialling.push(Box::pin(dialling));
+            self.dial_at = Instant::now() + self.backoff.next(rand::random());
         }
     }
 
     fn dial_failed(&mut self, error: &DialError) {
-        self.dial_at = Instant::now() + self.backoff.next(rand::random());
         let (peer, failure) = (self.link.peer(), error.to_string());
         if matches!(error, DialError::Greeting(error) if error.is_duplicate()) || failure == self.last_failure {
             debug!(%peer, "dial failed: {failure}");
@@ -249,6 +257,31 @@ impl Supervisor {
                 carrier.run(control).await
             }
         };
+        if std::env::var("TL_STATS").is_ok() {
+            let c = connection.clone();
+            #[allow(clippy::disallowed_methods)]
+            tokio::spawn(async move {
+                let t = Instant::now();
+                while c.close_reason().is_none() && t.elapsed() < Duration::from_secs(3) {
+                    let st = c.stats();
+                    info!(
+                        "STATS {:?} cwnd={} rtt={:?} sent={} lost={} cong={} bytes={} udp_rx={} blocked={}/{}/{}",
+                        t.elapsed(),
+                        st.path.cwnd,
+                        st.path.rtt,
+                        st.path.sent_packets,
+                        st.path.lost_packets,
+                        st.path.congestion_events,
+                        st.udp_tx.bytes,
+                        st.udp_rx.datagrams,
+                        st.frame_tx.data_blocked,
+                        st.frame_tx.streams_blocked_uni,
+                        st.frame_tx.stream_data_blocked
+                    );
+                    tokio::time::sleep(Duration::from_millis(25)).await;
+                }
+            });
+        }
         self.active = Some(Active {
             connection,
             heard,
