@@ -1,5 +1,6 @@
 //! What a node can be told: where to listen, whom to link to, and its limits, each with its default and the reason.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct Config {
     pub certs: PathBuf,
     /// How long a shutdown may take before what is left is given up.
     pub grace: Duration,
+    /// How much may be in flight on links and to QUIC clients.
+    pub congestion: Congestion,
     /// The limits.
     pub limits: Limits,
 }
@@ -45,6 +48,7 @@ impl Default for Config {
             peers: Vec::new(),
             certs: PathBuf::from("certs"),
             grace: Duration::from_secs(10),
+            congestion: Congestion::default(),
             limits: Limits::default(),
         }
     }
@@ -76,6 +80,57 @@ impl FromStr for Peer {
             }
         };
         Ok(Self { name, link })
+    }
+}
+
+/// What decides how much may be in flight on a QUIC connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Congestion {
+    /// Trunkline's own: by the rate and the round trip that were measured. Losses by chance cost no more than what was
+    /// lost, and connections that fill a path share it.
+    #[default]
+    Model,
+    /// quinn's BBR.
+    Bbr,
+    /// quinn's Cubic.
+    Cubic,
+    /// quinn's NewReno.
+    NewReno,
+}
+
+/// There is no controller of this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not one of model, bbr, cubic and new-reno")]
+pub struct UnknownCongestion;
+
+impl Congestion {
+    const ALL: [Self; 4] = [Self::Model, Self::Bbr, Self::Cubic, Self::NewReno];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Bbr => "bbr",
+            Self::Cubic => "cubic",
+            Self::NewReno => "new-reno",
+        }
+    }
+}
+
+impl FromStr for Congestion {
+    type Err = UnknownCongestion;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCongestion> {
+        Self::ALL
+            .into_iter()
+            .find(|one| one.name() == text)
+            .ok_or(UnknownCongestion)
+    }
+}
+
+impl fmt::Display for Congestion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -184,5 +239,13 @@ mod tests {
         for text in ["", "a", "a:0", "a:65000", "a:1=", "a:1=b", "a:1=b:0"] {
             assert!(text.parse::<Peer>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn each_controller_has_a_name() {
+        for one in Congestion::ALL {
+            assert_eq!(one.to_string().parse(), Ok(one));
+        }
+        assert_eq!("reno".parse::<Congestion>(), Err(UnknownCongestion));
     }
 }

@@ -12,6 +12,7 @@
 //! | `delivery` | the machine: order, no loss, no repeats | yes |
 //! | `wire` | every byte that is written or read | yes |
 //! | `flow` `ids` `registry` `backoff` `config` | limits of a sender, ids, who is here, waits, settings | yes |
+//! | `congestion` | how much may be in flight on a connection | yes |
 //! | `phase` | how far a node's shutdown has come | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
@@ -32,6 +33,7 @@ pub mod certs;
 pub mod client;
 mod clients;
 pub mod config;
+mod congestion;
 mod delivery;
 mod endpoint;
 mod exchange;
@@ -52,7 +54,7 @@ mod wire;
 
 pub use address::{Address, ClientId, HostPort, NodeName};
 pub use client::Client;
-pub use config::{Config, Limits, Peer};
+pub use config::{Config, Congestion, Limits, Peer, UnknownCongestion};
 pub use message::MESSAGE_OVERHEAD;
 pub use node::{Node, StartError};
 pub use outcome::{Code, Outcome};

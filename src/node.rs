@@ -147,14 +147,14 @@ impl Node {
         };
         let quic_endpoint = endpoint::endpoint(
             tls.endpoint_config(CLIENT_ALPN),
-            Some(endpoint::client_server(tls.client_server(), &limits)),
+            Some(endpoint::client_server(tls.client_server(), &limits, config.congestion)),
             quic_socket,
             tracker,
         )
         .map_err(|error| unusable(&at_quic, "--quic", error))?;
         let link_endpoint = endpoint::endpoint(
             tls.endpoint_config(LINK_ALPN),
-            Some(endpoint::link_server(tls.link_server(), &limits)),
+            Some(endpoint::link_server(tls.link_server(), &limits, config.congestion)),
             link_socket,
             tracker,
         )
@@ -164,7 +164,7 @@ impl Node {
         let links = Arc::new(LinkContext {
             router: Arc::clone(&router),
             endpoint: link_endpoint.clone(),
-            client_config: endpoint::link_client(tls.link_client(), &limits),
+            client_config: endpoint::link_client(tls.link_client(), &limits, config.congestion),
             cluster: tls.cluster().to_owned(),
             epoch: rand::random(),
             limits: limits.clone(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline::{Config, HostPort, Limits, Node, NodeName, Peer, StartError};
+use trunkline::{Config, Congestion, HostPort, Limits, Node, NodeName, Peer, StartError};
 
 use super::{EXIT_UNAVAILABLE, EXIT_USAGE};
 
@@ -44,6 +44,11 @@ pub(crate) struct NodeArgs {
     /// How long a shutdown may take before what is left is given up, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     grace: Duration,
+
+    /// What decides how much may be in flight on links and to QUIC clients: model, bbr, cubic or new-reno; those but
+    /// the first are quinn's, for comparison
+    #[arg(long, value_name = "NAME", default_value_t)]
+    congestion: Congestion,
 
     /// How many threads serve; one is enough for most, and takes the least CPU a message
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -121,6 +126,7 @@ impl From<NodeArgs> for Config {
             peers: args.peers,
             certs: args.certs,
             grace: args.grace,
+            congestion: args.congestion,
             limits: Limits {
                 max_message: args.limits.max_message,
                 max_clients: args.limits.max_clients,
