@@ -12,6 +12,7 @@
     reason = "a test that goes wrong is to end there and then"
 )]
 
+mod bad_wire;
 mod cli;
 mod exchange;
 mod hostile_lines;

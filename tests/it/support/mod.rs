@@ -6,6 +6,7 @@ mod line_client;
 mod process;
 mod raw_quic;
 mod relay;
+mod talk;
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ pub(crate) use line_client::{LineClient, LineReader, LineWriter, message_line, m
 pub(crate) use process::{NodeCommand, NodeProcess, Process};
 pub(crate) use raw_quic::{RawQuic, tls_config};
 pub(crate) use relay::Relay;
+pub(crate) use talk::Talk;
 
 /// How long anything that must happen may take. Far more than it does, so that a busy machine fails no test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -1,19 +1,27 @@
-//! A wire between two nodes that a test can cut and mend, and that may lose datagrams.
+//! A wire that a test can cut and mend, make as bad as it likes, and move to other ports, while it is in use.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+use trunkline_lab::wire::{Path, Settings, Stats};
 
 /// How long the connection ids of nodes are.
 const ID: usize = 8;
 
-/// Passes datagrams on between whoever writes to it and one address.
+/// The longest datagram.
+const DATAGRAM: usize = 65536;
+
+/// Passes datagrams on between whoever writes to it and one address. Each who writes has a port of its own there, as
+/// behind a NAT.
 #[derive(Debug)]
 pub(crate) struct Relay {
     addr: SocketAddr,
@@ -26,15 +34,17 @@ pub(crate) struct Relay {
 struct Ways {
     there: Way,
     back: Way,
-    /// The share of datagrams that is lost.
-    loss: f64,
-    random: StdRng,
+    chance: StdRng,
+    /// The ports are those of this generation; earlier ones are closed.
+    generation: usize,
+    /// How many ports there were.
+    ports: usize,
 }
 
 /// What gets through in one direction.
 #[derive(Debug, Default)]
 struct Way {
-    whole: bool,
+    path: Path,
     /// How many datagrams of handshakes have come, whether they get through or not.
     handshakes: usize,
     /// The ids of connections that have come through, and of those for which nothing does any more.
@@ -45,24 +55,33 @@ struct Way {
 impl Relay {
     /// A wire to this address, cut, that loses this share of what goes through it.
     pub(crate) async fn cut_to(to: SocketAddr, loss: f64) -> Self {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (front, back) = (UdpSocket::bind(any).await.unwrap(), UdpSocket::bind(any).await.unwrap());
+        let relay = Self::bad_to(to, &lossy(loss)).await;
+        relay.cut();
+        relay
+    }
+
+    /// A wire to this address that is like this, each way.
+    pub(crate) async fn bad_to(to: SocketAddr, settings: &Settings) -> Self {
+        let front = UdpSocket::bind(any_port()).await.unwrap();
         let addr = front.local_addr().unwrap();
         let seed = rand::random();
-        println!("what the wire to {to} loses has the seed {seed}");
+        println!("what the wire to {to} does has the seed {seed}");
         let ways = Arc::new(Mutex::new(Ways {
             there: Way::default(),
             back: Way::default(),
-            loss,
-            random: StdRng::seed_from_u64(seed),
+            chance: StdRng::seed_from_u64(seed),
+            generation: 0,
+            ports: 0,
         }));
         let mut task = JoinSet::new();
-        task.spawn(pass_on(front, back, to, Arc::clone(&ways)));
-        Self {
+        task.spawn(pass_on(front, to, Arc::clone(&ways)));
+        let relay = Self {
             addr,
             ways,
             _task: task,
-        }
+        };
+        relay.set(settings);
+        relay
     }
 
     /// Where to write to.
@@ -70,26 +89,55 @@ impl Relay {
         self.addr
     }
 
+    /// From now on the wire is like this, each way.
+    pub(crate) fn set(&self, settings: &Settings) {
+        let mut ways = self.ways.lock();
+        ways.there.path.settings = settings.clone();
+        ways.back.path.settings = settings.clone();
+    }
+
     /// From now on datagrams get through.
     pub(crate) fn mend(&self) {
         let mut ways = self.ways.lock();
-        (ways.there.whole, ways.back.whole) = (true, true);
+        (ways.there.path.cut, ways.back.path.cut) = (false, false);
     }
 
     /// From now on nothing gets through.
     pub(crate) fn cut(&self) {
         let mut ways = self.ways.lock();
-        (ways.there.whole, ways.back.whole) = (false, false);
+        (ways.there.path.cut, ways.back.path.cut) = (true, true);
     }
 
     /// From now on nothing gets there; what comes back does.
     pub(crate) fn cut_there(&self) {
-        self.ways.lock().there.whole = false;
+        self.ways.lock().there.path.cut = true;
+    }
+
+    /// From now on nothing comes back; what is sent there arrives.
+    pub(crate) fn cut_back(&self) {
+        self.ways.lock().back.path.cut = true;
+    }
+
+    /// From now on the other side sees all who write here at other ports, as when a NAT has forgotten them: what goes
+    /// to the earlier ports is lost.
+    pub(crate) fn change_ports(&self) {
+        self.ways.lock().generation += 1;
+    }
+
+    /// At how many ports the other side has seen someone.
+    pub(crate) fn ports(&self) -> usize {
+        self.ways.lock().ports
     }
 
     /// How often someone has tried to connect, counted in datagrams.
     pub(crate) fn handshakes(&self) -> usize {
         self.ways.lock().there.handshakes
+    }
+
+    /// What has become of datagrams so far: there, and back.
+    pub(crate) fn stats(&self) -> [Stats; 2] {
+        let ways = self.ways.lock();
+        [ways.there.path.stats.clone(), ways.back.path.stats.clone()]
     }
 
     /// From now on nothing gets through of the connections so far; new ones do.
@@ -103,6 +151,17 @@ impl Relay {
     pub(crate) fn end_connections_on_the_way_back(&self) {
         self.ways.lock().back.end();
     }
+}
+
+fn lossy(loss: f64) -> Settings {
+    Settings {
+        loss,
+        ..Settings::default()
+    }
+}
+
+fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 impl Way {
@@ -122,36 +181,137 @@ impl Way {
         } else {
             self.handshakes += 1;
         }
-        self.whole
+        true
     }
 }
 
-async fn pass_on(front: UdpSocket, back: UdpSocket, to: SocketAddr, ways: Arc<Mutex<Ways>>) {
-    let (mut there, mut here) = (vec![0; 65536], vec![0; 65536]);
-    let mut dialler = None;
-    loop {
-        // An error is of a datagram that nobody took; UDP has more of those.
-        tokio::select! {
-            Ok((length, from)) = front.recv_from(&mut there) => {
-                dialler = Some(from);
-                let datagram = &there[..length];
-                if passes(&ways, |ways| &mut ways.there, datagram) {
-                    let _ = back.send_to(datagram, to).await;
-                }
-            }
-            Ok((length, _)) = back.recv_from(&mut here) => {
-                let datagram = &here[..length];
-                if let Some(dialler) = dialler && passes(&ways, |ways| &mut ways.back, datagram) {
-                    let _ = front.send_to(datagram, dialler).await;
-                }
-            }
-            else => {}
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    There,
+    Back,
+}
+
+/// A datagram that is to come out.
+struct Leaving {
+    by: Arc<UdpSocket>,
+    to: SocketAddr,
+    datagram: Vec<u8>,
+}
+
+/// The datagrams under way, by when they come out and in which order they came in.
+struct Wire {
+    started: Instant,
+    ways: Arc<Mutex<Ways>>,
+    under_way: BTreeMap<(Duration, usize), Leaving>,
+    count: usize,
+}
+
+impl Wire {
+    /// A datagram comes in.
+    fn take(&mut self, direction: Direction, leaving: &Leaving) {
+        let Ways {
+            there, back, chance, ..
+        } = &mut *self.ways.lock();
+        let way = match direction {
+            Direction::There => there,
+            Direction::Back => back,
+        };
+        if !way.is_open_to(&leaving.datagram) {
+            return;
+        }
+        let (now, length) = (self.started.elapsed(), leaving.datagram.len());
+        let arrivals = way.path.send(now, length, chance);
+        for at in arrivals.into_iter().flatten() {
+            self.count += 1;
+            let leaving = Leaving {
+                by: Arc::clone(&leaving.by),
+                to: leaving.to,
+                datagram: leaving.datagram.clone(),
+            };
+            self.under_way.insert((at, self.count), leaving);
+        }
+    }
+
+    /// When the next one comes out.
+    fn next(&self) -> Option<Instant> {
+        self.under_way.keys().next().map(|(at, _)| self.started + *at)
+    }
+
+    /// Lets out what is due.
+    async fn let_out(&mut self) {
+        while let Some(first) = self.under_way.first_entry()
+            && first.key().0 <= self.started.elapsed()
+        {
+            let Leaving { by, to, datagram } = first.remove();
+            // An error is of a datagram that nobody took; UDP has more of those.
+            let _ = by.send_to(&datagram, to).await;
         }
     }
 }
 
-fn passes(ways: &Mutex<Ways>, way: impl Fn(&mut Ways) -> &mut Way, datagram: &[u8]) -> bool {
-    let mut ways = ways.lock();
-    let loss = ways.loss;
-    way(&mut ways).is_open_to(datagram) && !ways.random.random_bool(loss)
+/// What the other side sees someone at.
+struct Port {
+    socket: Arc<UdpSocket>,
+    generation: usize,
+}
+
+async fn pass_on(front: UdpSocket, to: SocketAddr, ways: Arc<Mutex<Ways>>) {
+    let front = Arc::new(front);
+    let mut buffer = vec![0; DATAGRAM];
+    let mut ports: HashMap<SocketAddr, Port> = HashMap::new();
+    let mut readers = JoinSet::new();
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    let mut wire = Wire {
+        started: Instant::now(),
+        ways: Arc::clone(&ways),
+        under_way: BTreeMap::new(),
+        count: 0,
+    };
+    loop {
+        let next = wire.next();
+        tokio::select! {
+            received = front.recv_from(&mut buffer) => if let Ok((length, dialler)) = received {
+                let generation = ways.lock().generation;
+                let known = ports.get(&dialler).filter(|port| port.generation == generation);
+                let by = match known {
+                    Some(port) => Arc::clone(&port.socket),
+                    None => {
+                        let socket = Arc::new(UdpSocket::bind(any_port()).await.unwrap());
+                        ways.lock().ports += 1;
+                        let port = Port { socket: Arc::clone(&socket), generation };
+                        ports.insert(dialler, port);
+                        readers.spawn(read(Arc::clone(&socket), dialler, generation, answered.clone()));
+                        socket
+                    }
+                };
+                let datagram = buffer[..length].to_vec();
+                wire.take(Direction::There, &Leaving { by, to, datagram });
+            },
+            Some((dialler, generation, datagram)) = answers.recv() => {
+                if generation == ways.lock().generation {
+                    let by = Arc::clone(&front);
+                    wire.take(Direction::Back, &Leaving { by, to: dialler, datagram });
+                }
+            }
+            () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
+        }
+        wire.let_out().await;
+    }
+}
+
+/// Reads what comes back to a port.
+async fn read(
+    socket: Arc<UdpSocket>,
+    dialler: SocketAddr,
+    generation: usize,
+    answered: mpsc::UnboundedSender<(SocketAddr, usize, Vec<u8>)>,
+) {
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        if let Ok((length, _)) = socket.recv_from(&mut buffer).await
+            && answered.send((dialler, generation, buffer[..length].to_vec())).is_err()
+        {
+            return;
+        }
+    }
 }
