@@ -1,7 +1,8 @@
 //! A client over QUIC, for programs.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,8 +52,10 @@ const NOT_SEEN: Outcome = Outcome::Refused(Code::RecipientGone);
 
 /// A client of a node, connected over QUIC.
 ///
-/// When the connection breaks the client comes back to its session by itself, within the grace that the node gives (30 s
-/// by default): the address stays, and what was under way in both directions is completed, without loss or repeat.
+/// When the connection breaks the client comes back to its session by itself, from a new UDP socket, within the grace that
+/// the node gives (30 s by default): the address stays, and what was under way in both directions is completed, without
+/// loss or repeat. A program that knows that its network has changed need not wait for that: see
+/// [`rebind`](Self::rebind).
 ///
 /// All methods take `&self`, so one task can receive while others send. Dropping a client closes its connection at
 /// once; [`close`](Self::close) lets what was sent end first.
@@ -75,7 +78,6 @@ const NOT_SEEN: Outcome = Outcome::Refused(Code::RecipientGone);
 pub struct Client {
     shared: Arc<Shared>,
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<Queued>>,
-    endpoint: Endpoint,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -86,6 +88,8 @@ struct Shared {
     max_message: usize,
     /// The connection that serves the session now, or served it last.
     connection: Mutex<Connection>,
+    /// What that connection, or the latest attempt to come back, goes by.
+    endpoint: Mutex<Endpoint>,
     exchange: Exchange<usize>,
     flow: Mutex<Flow<Reply>>,
     /// A message has ended, or the connection, or another has come.
@@ -183,10 +187,10 @@ pub enum ConnectError {
     Certificates(String),
     /// The node's host has no address.
     #[error("{0} does not resolve: {1}")]
-    Resolve(NodeName, std::io::Error),
+    Resolve(NodeName, io::Error),
     /// No socket could be had.
     #[error("no UDP socket: {0}")]
-    Socket(std::io::Error),
+    Socket(io::Error),
     /// The connection failed.
     #[error(
         "can't connect to {0} by QUIC: {1}; is the node up, and was its certificate made by the authority in --certs?"
@@ -229,7 +233,7 @@ impl Client {
         let tls = ClientTls::load(certs).map_err(|error| ConnectError::Certificates(error.to_string()))?;
         let config = endpoint::client_client(tls);
         let connecting = async {
-            let mut error = ConnectError::Resolve(node.clone(), std::io::Error::other("it has no address"));
+            let mut error = ConnectError::Resolve(node.clone(), io::Error::other("it has no address"));
             let addrs = tokio::net::lookup_host(node.as_str())
                 .await
                 .map_err(|error| ConnectError::Resolve(node.clone(), error))?;
@@ -247,21 +251,15 @@ impl Client {
     }
 
     async fn connect_to(addr: SocketAddr, node: &NodeName, config: quinn::ClientConfig) -> Result<Self, ConnectError> {
-        let any: IpAddr = match addr {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
         let tracker = TaskTracker::new();
-        let socket = std::net::UdpSocket::bind((any, 0)).map_err(ConnectError::Socket)?;
-        let endpoint =
-            endpoint::endpoint(EndpointConfig::default(), None, socket, &tracker).map_err(ConnectError::Socket)?;
         let way = Way {
-            endpoint: endpoint.clone(),
+            tracker: tracker.clone(),
             config,
             addr,
             node: node.clone(),
         };
-        let (connection, welcome, control) = way.connect(None).await?;
+        let endpoint = way.endpoint().map_err(ConnectError::Socket)?;
+        let (connection, welcome, control) = way.connect(&endpoint, None).await?;
         let address: Address = welcome.address.parse().map_err(|error| {
             let text = format!("the welcome holds no address: {error}");
             ConnectError::Connection(node.clone(), text)
@@ -281,6 +279,7 @@ impl Client {
             address,
             max_message: welcome.max_message,
             connection: Mutex::new(connection),
+            endpoint: Mutex::new(endpoint),
             exchange: Exchange::new(outgoing, incoming),
             flow: Mutex::new(Flow::new(welcome.window)),
             ended: Notify::new(),
@@ -293,7 +292,6 @@ impl Client {
         Ok(Self {
             shared,
             events: tokio::sync::Mutex::new(receiver),
-            endpoint,
             tracker,
             stop,
         })
@@ -345,6 +343,24 @@ impl Client {
         }
     }
 
+    /// Moves the client to a new UDP socket, as when its machine has gone from one network to another. To be called within
+    /// a Tokio runtime.
+    ///
+    /// Nothing is lost or repeated: the connection goes on from the new address (QUIC migration), and packets that were
+    /// under way to the old one are sent again. Where that fails, because the node does not see the new address or the
+    /// connection has broken already, the client comes back to its session as it does by itself. It notices that once it
+    /// has heard nothing for 6 seconds, or, where the node is still heard by way of the old socket, once the node has
+    /// given up: another 6 seconds. While it is coming back this moves the attempt that it makes.
+    ///
+    /// # Errors
+    ///
+    /// When no socket can be had. The client then stays on the old one.
+    pub fn rebind(&self) -> io::Result<()> {
+        let endpoint = self.shared.endpoint.lock();
+        let socket = any_socket(self.shared.connection.lock().remote_address())?;
+        endpoint.rebind(socket)
+    }
+
     /// Waits until all that was sent has ended, tells the node what was received, and closes the connection. While the
     /// connection is broken this waits for the client to come back, if there is anything of that to be done.
     pub async fn close(self) {
@@ -366,7 +382,9 @@ impl Client {
             }
         }
         self.shared.say_goodbye().await;
-        let _ = timeout(LAST_WORD, self.endpoint.wait_idle()).await;
+        let endpoint = self.shared.endpoint.lock().clone();
+        let _ = timeout(LAST_WORD, endpoint.wait_idle()).await;
+        drop(endpoint);
         let tracker = self.tracker.clone();
         tracker.close();
         drop(self);
@@ -537,7 +555,13 @@ async fn come_back(shared: &Shared, way: &Way, offer: &ResumeOffer) -> Option<(C
             token: offer.token.clone(),
             taken: shared.exchange.taken().into(),
         };
-        match timeout(ATTEMPT, way.connect(Some(resume))).await {
+        // From a new socket: the old one may be why the connection broke.
+        let connecting = async {
+            let endpoint = way.endpoint().map_err(ConnectError::Socket)?;
+            *shared.endpoint.lock() = endpoint.clone();
+            way.connect(&endpoint, Some(resume)).await
+        };
+        match timeout(ATTEMPT, connecting).await {
             Ok(Ok((connection, welcome, control))) => {
                 let taken = welcome.taken?;
                 return Some((connection, control, taken.into()));
@@ -551,18 +575,35 @@ async fn come_back(shared: &Shared, way: &Way, offer: &ResumeOffer) -> Option<(C
 
 /// How a client gets to its node.
 struct Way {
-    endpoint: Endpoint,
+    tracker: TaskTracker,
     config: quinn::ClientConfig,
     addr: SocketAddr,
     node: NodeName,
 }
 
+/// A new UDP socket for talking to this address.
+fn any_socket(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0))
+}
+
 impl Way {
+    /// An endpoint on a socket of its own.
+    fn endpoint(&self) -> io::Result<Endpoint> {
+        endpoint::endpoint(EndpointConfig::default(), None, any_socket(self.addr)?, &self.tracker)
+    }
+
     /// Connects and greets, as a new client or to come back.
-    async fn connect(&self, resume: Option<Resume>) -> Result<(Connection, Welcome, ControlStream), ConnectError> {
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        resume: Option<Resume>,
+    ) -> Result<(Connection, Welcome, ControlStream), ConnectError> {
         let failed = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
-        let connection = self
-            .endpoint
+        let connection = endpoint
             .connect_with(self.config.clone(), self.addr, self.node.host())
             .map_err(|error| failed(&error))?
             .await
@@ -720,5 +761,153 @@ impl Codec for ClientCodec {
                 Some(FromNode::Other) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSliceMut;
+
+    use quinn::udp::{RecvMeta, Transmit};
+    use quinn::{AsyncUdpSocket, UdpPoller};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::node::Node;
+
+    /// How long anything that must happen may take.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// How often a socket dies.
+    const DEATHS: usize = 20;
+
+    /// How many messages each sends between two deaths.
+    const MESSAGES: usize = 200;
+
+    /// What a dead socket gives as its port.
+    const DEAD_PORT: u16 = 1;
+
+    /// A socket whose network is gone: what is sent is lost, and reading fails, or nothing comes.
+    #[derive(Debug, Clone, Copy)]
+    struct Dead {
+        fails: bool,
+    }
+
+    impl AsyncUdpSocket for Dead {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            Box::pin(AlwaysWritable)
+        }
+
+        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+            _: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            match self.fails {
+                true => Poll::Ready(Err(io::ErrorKind::NetworkDown.into())),
+                false => Poll::Pending,
+            }
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(SocketAddr::from(([127, 0, 0, 1], DEAD_PORT)))
+        }
+    }
+
+    #[derive(Debug)]
+    struct AlwaysWritable;
+
+    impl UdpPoller for AlwaysWritable {
+        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    async fn node() -> (Node, tempfile::TempDir) {
+        let certs = tempfile::tempdir().unwrap();
+        let name: NodeName = "127.0.0.1:1215".parse().unwrap();
+        crate::certs::make(certs.path(), std::slice::from_ref(&name), "test").unwrap();
+        let config = Config {
+            tcp: "127.0.0.1:0".parse().unwrap(),
+            quic: Some("127.0.0.1:0".parse().unwrap()),
+            link: Some("127.0.0.1:0".parse().unwrap()),
+            advertise: Some(name),
+            certs: certs.path().to_owned(),
+            ..Config::default()
+        };
+        (Node::start(config).await.unwrap(), certs)
+    }
+
+    /// Sends numbered messages, all of which must be delivered.
+    async fn send_all(client: &Client, to: &Address, messages: usize) {
+        let mut receipts = Vec::new();
+        for number in 0..messages {
+            receipts.push(client.send_with_receipt(to, number.to_string()).await.unwrap());
+        }
+        for receipt in receipts {
+            assert_eq!(timeout(DEADLINE, receipt).await.unwrap(), Outcome::Delivered);
+        }
+    }
+
+    /// Receives numbered messages.
+    async fn receive_all(client: &Client, from: &Address, messages: usize, dies: Option<Dead>) {
+        for number in 0..messages {
+            let Some(Event::Message(message)) = timeout(DEADLINE, client.receive()).await.unwrap() else {
+                panic!("no message, {number} was due");
+            };
+            assert_eq!((&message.from, message.text()), (from, number.to_string()));
+            if let Some(dead) = dies.filter(|_| number % MESSAGES == MESSAGES / 2) {
+                die(client, dead).await;
+            }
+        }
+    }
+
+    /// Has the client's socket die, and waits until it has another.
+    async fn die(client: &Client, dead: Dead) {
+        let port = || client.shared.endpoint.lock().local_addr().unwrap().port();
+        // Twice: what comes to the socket before is still read.
+        for _ in 0..2 {
+            let endpoint = client.shared.endpoint.lock().clone();
+            endpoint.rebind_abstract(Arc::new(dead)).unwrap();
+        }
+        let another = async {
+            while port() == DEAD_PORT {
+                sleep(FIRST_WAIT / 10).await;
+            }
+        };
+        timeout(DEADLINE, another).await.unwrap();
+    }
+
+    async fn survives(deaths: usize, dead: Dead) {
+        let (node, certs) = node().await;
+        let quic: NodeName = node.quic_addr().to_string().parse().unwrap();
+        let client = Client::connect(&quic, certs.path()).await.unwrap();
+        let peer = Client::connect(&quic, certs.path()).await.unwrap();
+        let (own, other) = (client.address().clone(), peer.address().clone());
+        let messages = deaths * MESSAGES;
+        tokio::join!(
+            send_all(&client, &other, messages),
+            send_all(&peer, &own, messages),
+            receive_all(&client, &other, messages, Some(dead)),
+            receive_all(&peer, &own, messages, None),
+        );
+        client.close().await;
+        peer.close().await;
+        node.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_client_whose_socket_fails_again_and_again_loses_and_repeats_nothing() {
+        survives(DEATHS, Dead { fails: true }).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_whose_socket_falls_silent_loses_and_repeats_nothing() {
+        survives(1, Dead { fails: false }).await;
     }
 }

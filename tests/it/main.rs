@@ -24,6 +24,7 @@ mod legacy;
 mod links;
 mod load;
 mod real_tools;
+mod rebind;
 mod resume;
 mod shutdown;
 mod slow_readers;
