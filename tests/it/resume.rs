@@ -7,8 +7,9 @@ use quinn::VarInt;
 use serde_json::{Value, json};
 use trunkline::client::Event;
 use trunkline::{Address, Client, Code, Outcome};
+use trunkline_lab::wire::Settings;
 
-use crate::support::{Cluster, NodeCommand, RawQuic, Relay, connect_quic, eventually, name, within};
+use crate::support::{Cluster, NodeCommand, RawQuic, Relay, Talk, connect_quic, eventually, name, within};
 
 const MESSAGES: usize = 300;
 
@@ -60,6 +61,56 @@ async fn nothing_is_lost_doubled_or_reordered_when_a_client_comes_back() {
     legacy.expect_nothing_else().await;
     client.close().await;
     eventually("its place is free", || cluster.nodes[0].clients() == 0).await;
+}
+
+/// Has a client talk to one of another node while its connections break like this, one after the other.
+async fn breaks_in_full_flow(breaks: &[fn(&Relay)]) {
+    let cluster = Cluster::start(2).await;
+    let wire = Relay::bad_to(cluster.nodes[0].quic_addr(), &Settings::default()).await;
+    let client = connect_quic(wire.addr(), &cluster.certs).await;
+    let (peer, mut legacy) = (cluster.quic(1).await, cluster.line(1).await);
+    let talk = Talk::new();
+    let breaking = async {
+        talk.begins(2).await;
+        for break_it in breaks {
+            talk.goes_on(200).await;
+            let before = wire.handshakes();
+            break_it(&wire);
+            eventually("it comes back", || wire.handshakes() > before).await;
+        }
+        talk.goes_on(200).await;
+        talk.end();
+    };
+    tokio::join!(
+        breaking,
+        talk.quic(&client, peer.address()),
+        talk.quic(&peer, client.address())
+    );
+    println!("{} messages", talk.messages());
+    legacy.say_with_id(client.address(), "still there", "1").await;
+    expect(&client, &legacy.address, "still there").await;
+    legacy.reader.expect_delivered("1").await;
+    client.close().await;
+    eventually("its place is free", || cluster.nodes[0].clients() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_break_both_ways_in_full_flow_cost_nothing() {
+    breaks_in_full_flow(&[Relay::end_connections, Relay::end_connections]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_break_on_the_way_back_in_full_flow_cost_nothing() {
+    breaks_in_full_flow(&[
+        Relay::end_connections_on_the_way_back,
+        Relay::end_connections_on_the_way_back,
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_on_the_way_there_in_full_flow_costs_nothing() {
+    breaks_in_full_flow(&[Relay::end_connections_on_the_way_there]).await;
 }
 
 #[tokio::test]

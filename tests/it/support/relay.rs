@@ -147,6 +147,11 @@ impl Relay {
         ways.back.end();
     }
 
+    /// The same for what is sent there, while what comes back still arrives.
+    pub(crate) fn end_connections_on_the_way_there(&self) {
+        self.ways.lock().there.end();
+    }
+
     /// The same for what comes back, while what is sent still arrives.
     pub(crate) fn end_connections_on_the_way_back(&self) {
         self.ways.lock().back.end();
