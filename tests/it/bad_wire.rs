@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::time::sleep_until;
-use trunkline::{Client, Node, Peer};
+use trunkline::client::Event;
+use trunkline::{Address, Client, Node, Peer};
 use trunkline_lab::wire::Settings;
 
-use crate::support::{Certs, LineClient, Relay, Talk, connect_quic, eventually, linked, name, node_config};
+use crate::support::{Certs, LineClient, Relay, Talk, connect_quic, eventually, linked, name, node_config, within};
 
 /// All that a wire can do to what it carries.
 fn bad() -> Settings {
@@ -145,9 +146,23 @@ async fn what_a_wire_does_may_change_while_it_is_in_use() {
 /// What a node bears of silence on a link before it gives the connection up.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// How many messages wait for one who takes them late.
+const LATE: usize = 50;
+
 /// Cuts the link one way for so long in the middle of a talk.
 async fn cut_one_way(cuts: &[fn(&Relay)], lasting: Duration) {
     let net = Net::start(&Settings::default()).await;
+    // Those who take what has come to them only when all is over: the nodes know of what they have passed on, not of how
+    // it ended, when the link breaks.
+    let mut late = Vec::new();
+    for node in 0..2 {
+        let (mut sender, program) = (net.line(1 - node).await, net.quic(node).await);
+        for number in 0..LATE {
+            sender.say(program.address(), &number.to_string()).await;
+        }
+        sender.expect_nothing_else().await;
+        late.push((sender, program));
+    }
     talk_during(&net, async |talk| {
         for cut in cuts {
             talk.goes_on(50).await;
@@ -161,6 +176,21 @@ async fn cut_one_way(cuts: &[fn(&Relay)], lasting: Duration) {
         talk.goes_on(50).await;
     })
     .await;
+    for (mut sender, program) in late {
+        for number in 0..LATE {
+            expect(&program, &sender.address, &number.to_string()).await;
+        }
+        program.send(program.address(), "to itself").await.unwrap();
+        expect(&program, program.address(), "to itself").await;
+        sender.expect_nothing_else().await;
+    }
+}
+
+async fn expect(program: &Client, from: &Address, body: &str) {
+    match within(format!("{body:?}"), program.receive()).await {
+        Some(Event::Message(message)) => assert_eq!((&message.from, &message.body[..]), (from, body.as_bytes())),
+        event => panic!("{event:?} in place of {body:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
