@@ -6,6 +6,7 @@
 //! All of it runs in the caller's task, as futures joined together: when the returned future is dropped, nothing goes
 //! on.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -228,6 +229,9 @@ pub(crate) struct ControlStream {
     pub(crate) buffer: BytesMut,
 }
 
+/// How many unanswered pings are remembered.
+const MOST_PINGS: usize = 64;
+
 /// One exchange on one connection.
 pub(crate) struct Carrier<'a, T, C, H> {
     pub(crate) connection: &'a Connection,
@@ -263,25 +267,58 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// When the other side was last heard of, readable while the carrier runs.
+/// When the other side was last heard of, and since when it owes an answer; readable while the carrier runs.
 #[derive(Debug)]
 pub(crate) struct Heard {
-    at: Mutex<Instant>,
+    state: Mutex<HeardState>,
+}
+
+#[derive(Debug)]
+struct HeardState {
+    at: Instant,
+    /// Pings that are not answered, with their numbers, oldest first.
+    pings: VecDeque<(u64, Instant)>,
 }
 
 impl Heard {
     pub(crate) fn now() -> Self {
         Self {
-            at: Mutex::new(Instant::now()),
+            state: Mutex::new(HeardState {
+                at: Instant::now(),
+                pings: VecDeque::new(),
+            }),
         }
     }
 
     pub(crate) fn at(&self) -> Instant {
-        *self.at.lock()
+        self.state.lock().at
     }
 
-    fn touch(&self) {
-        *self.at.lock() = Instant::now();
+    /// For how long the connection has been in doubt: nothing is heard, or what is heard answers none of the pings since
+    /// then, as when what goes the other way is lost.
+    pub(crate) fn doubt(&self, now: Instant) -> Duration {
+        let state = self.state.lock();
+        let since = state.pings.front().map_or(state.at, |&(_, sent)| sent.min(state.at));
+        now.saturating_duration_since(since)
+    }
+
+    fn touch(&self, now: Instant) {
+        self.state.lock().at = now;
+    }
+
+    fn pinged(&self, now: Instant, number: u64) {
+        let mut state = self.state.lock();
+        // The oldest one tells; without the rest, an answer to one of the first would tell nothing.
+        if state.pings.len() < MOST_PINGS {
+            state.pings.push_back((number, now));
+        }
+    }
+
+    /// The newest ping that came is answered, and with it those before.
+    fn ponged(&self, number: u64) {
+        let mut state = self.state.lock();
+        let answered = state.pings.partition_point(|(ping, _)| *ping <= number);
+        state.pings.drain(..answered);
     }
 }
 
@@ -352,7 +389,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?, &reading)),
                 Some(arrived) = reads.next() => {
                     let arrived: Arrived = arrived?;
-                    self.heard.touch();
+                    self.heard.touch(Instant::now());
                     let next = self.exchange.message(arrived.number, arrived.after, arrived.message)?;
                     if !next.taken.is_empty() {
                         self.handler.taken(next.incarnation, next.taken);
@@ -402,7 +439,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     ) -> Result<Ended, Ended> {
         loop {
             while let Some(frame) = self.codec.read_frame(&mut buffer)? {
-                self.heard.touch();
+                self.heard.touch(Instant::now());
                 match frame {
                     Frame::Control(control) => {
                         let settled = self.exchange.control(control)?;
@@ -414,7 +451,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                         *pong.lock() = Some(number);
                         self.exchange.wake_control();
                     }
-                    Frame::Pong(_) => {}
+                    Frame::Pong(number) => self.heard.ponged(number),
                     Frame::Goodbye => self.handler.goodbye(),
                 }
             }
@@ -449,6 +486,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
             }
             if eager && self.liveness.is_some() {
                 pings += 1;
+                self.heard.pinged(Instant::now(), pings);
                 self.codec.write_frame(&Frame::Ping(pings), &mut out);
             }
             if self.exchange.says_goodbye() {
@@ -474,5 +512,31 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 lost = self.connection.closed() => return Err(Ended::Lost(lost)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_in_doubt_since_it_was_heard_or_owes_an_answer() {
+        let heard = Heard::now();
+        let start = heard.at();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(heard.doubt(at(3)), Duration::from_secs(3), "silent");
+        for number in 1..=4 {
+            heard.pinged(at(number), number);
+        }
+        heard.touch(at(9));
+        assert_eq!(heard.doubt(at(10)), Duration::from_secs(9), "heard, and not answered");
+        heard.ponged(3);
+        assert_eq!(
+            heard.doubt(at(10)),
+            Duration::from_secs(6),
+            "the last one is not answered"
+        );
+        heard.ponged(4);
+        assert_eq!(heard.doubt(at(10)), Duration::from_secs(1));
     }
 }

@@ -34,7 +34,8 @@ use crate::wire::link as wire;
 /// How often each node pings the other.
 const PING: Duration = Duration::from_millis(500);
 
-/// After this silence another connection is tried, beside the present one: three pings unanswered.
+/// After this silence, or this long (and a round trip) without an answer to a ping, another connection is tried beside the
+/// present one.
 const SUSPECT_AFTER: Duration = Duration::from_millis(1500);
 
 /// After this silence a connection is given up, if `link_wait` is not shorter still.
@@ -309,8 +310,8 @@ impl Supervisor {
     fn look(&mut self) {
         match &self.active {
             Some(active) => {
-                let silent = active.heard.at().elapsed() > SUSPECT_AFTER;
-                self.link.adoption.lock().set_suspect(silent);
+                let doubtful = active.heard.doubt(Instant::now()) > SUSPECT_AFTER + active.connection.rtt();
+                self.link.adoption.lock().set_suspect(doubtful);
             }
             None => settle_all(self.link.exchange().expire(self.context.limits.link_wait)),
         }

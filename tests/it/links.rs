@@ -152,9 +152,11 @@ async fn nothing_is_lost_doubled_or_reordered_by_a_wire_that_breaks() {
     let program = connect_quic(apart.nodes[1].quic_addr(), &apart.certs).await;
     let from = sender.address.clone();
     let mut next = 0;
-    let breaks: [fn(&Relay); 3] = [
+    let breaks: [fn(&Relay); 4] = [
         Relay::cut,
         Relay::end_connections,
+        // The side that dials hears the other, and no answer.
+        Relay::end_connections_on_the_way_there,
         // What has arrived is not known to have.
         Relay::end_connections_on_the_way_back,
     ];
