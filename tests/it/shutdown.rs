@@ -8,8 +8,8 @@ use trunkline::client::Event;
 use trunkline::{Code, Node};
 
 use crate::support::{
-    Certs, Cluster, LineClient, LineReader, NodeCommand, Process, connect_quic, eventually, message_line_with_id, name,
-    node_config, within,
+    Certs, Cluster, LineClient, LineReader, NodeCommand, Process, connect_quic, eventually, message_line,
+    message_line_with_id, name, node_config, within,
 };
 
 /// Reads receipts up to the end of the connection; gives the ids that were delivered. Whatever else is said must be
@@ -164,11 +164,12 @@ async fn what_can_not_end_is_given_up_when_the_grace_is_over_and_its_senders_are
     let slow = LineClient::connect_small(node.tcp_addr()).await;
     let large = "x".repeat(1 << 20);
     let mut senders = Vec::new();
-    for (to, body, last) in [(program.address(), "hello?", 0), (&slow.address, &large, 9)] {
+    for (to, body, fills) in [(program.address(), "hello?", false), (&slow.address, &large, true)] {
         let mut sender = LineClient::connect(node.tcp_addr()).await;
         let mut filler = LineClient::connect(node.tcp_addr()).await;
-        for _ in 0..last {
-            filler.say(to, body).await;
+        if fills {
+            // Behind so much nothing more gets into the system's buffers, however large those are.
+            filler.writer.stuff(&message_line(to, body)).await;
         }
         sender.say_with_id(to, body, "1").await;
         sender.expect_nothing_else().await;

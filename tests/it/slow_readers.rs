@@ -5,14 +5,11 @@ use std::time::{Duration, Instant};
 
 use trunkline::Code;
 
-use crate::support::{Cluster, DEADLINE, LineClient, message_line, message_line_with_id};
+use crate::support::{Cluster, DEADLINE, HELD, LineClient, message_line, message_line_with_id};
 
 /// What is written to the slow reader: more than all buffers on the way take.
 const MESSAGES: usize = 4000;
 const BODY: usize = 8192;
-
-/// How long nothing more may be taken of a sender for it to count as held.
-const HELD: Duration = Duration::from_secs(1);
 
 fn body(number: usize) -> String {
     format!("{number} {}", "x".repeat(BODY))

@@ -1,18 +1,23 @@
 //! A legacy client, as bare as `nc`: it knows lines and nothing else.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 use trunkline::{Address, Code};
 
 use super::within;
 
 /// A receive buffer so small that a client that does not read is soon noticed.
 const SMALL_BUFFER: usize = 4096;
+
+/// How long nothing more may be taken of a sender for it to count as held.
+pub(crate) const HELD: Duration = Duration::from_secs(1);
 
 /// The line that sends a message, without its end.
 pub(crate) fn message_line(to: &Address, body: &str) -> String {
@@ -179,6 +184,18 @@ impl LineWriter {
     /// Writes bytes, for as long as the node takes them.
     pub(crate) async fn write_while_taken(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).await.is_ok()
+    }
+
+    /// Writes a line again and again until nothing of it is taken for a while. Its last one may be broken off.
+    pub(crate) async fn stuff(&mut self, line: &str) {
+        let line = format!("{line}\n");
+        let mut rest = line.as_bytes();
+        while let Ok(written) = timeout(HELD, self.0.write(rest)).await {
+            rest = match rest.get(written.unwrap()..) {
+                None | Some([]) => line.as_bytes(),
+                Some(rest) => rest,
+            };
+        }
     }
 
     /// Writes a line.

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 pub(crate) use bystanders::Bystanders;
 pub(crate) use cluster::{Certs, Cluster, connect_quic, linked, name, node_config};
-pub(crate) use line_client::{LineClient, LineReader, LineWriter, message_line, message_line_with_id};
+pub(crate) use line_client::{HELD, LineClient, LineReader, LineWriter, message_line, message_line_with_id};
 pub(crate) use process::{NodeCommand, NodeProcess, Process};
 pub(crate) use raw_quic::{RawQuic, tls_config};
 pub(crate) use relay::Relay;
