@@ -103,6 +103,11 @@ impl Router {
             None => Err((ticket, Code::NoSuchClient)),
         };
         if let Err((ticket, code)) = pushed {
+            let code = match code {
+                // The client has left because the node shuts down, while a line that was read before had its turn.
+                Code::NoSuchClient | Code::RecipientGone if self.draining.load(Ordering::Acquire) => Code::ShuttingDown,
+                code => code,
+            };
             ticket.settle(Outcome::Refused(code));
         }
     }
@@ -122,6 +127,25 @@ mod tests {
         fn settle(&self, ends: &[(Tag, Outcome)]) {
             self.0.lock().extend_from_slice(ends);
         }
+    }
+
+    #[test]
+    fn who_writes_to_a_client_that_has_left_a_node_that_shuts_down_is_told_so() {
+        let router = Router::new("n:1".parse().unwrap());
+        let ends = Arc::new(Ends::default());
+        for number in 0..2 {
+            let message = Message {
+                from: "n:1:a".parse().unwrap(),
+                to: "n:1:b".parse().unwrap(),
+                body: "x".into(),
+            };
+            let tag = Tag { number, incarnation: 0 };
+            let origin = Arc::<Ends>::clone(&ends);
+            assert!(router.route(message, Ticket { origin, tag }).is_ok());
+            router.drain();
+        }
+        let codes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
+        assert_eq!(codes, [Code::NoSuchClient, Code::ShuttingDown].map(Outcome::Refused));
     }
 
     #[test]
