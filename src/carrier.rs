@@ -19,6 +19,7 @@ use tokio::time::{interval, sleep_until};
 use crate::delivery::{Control, Violation};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::message::Message;
+use crate::turn::Turn;
 
 /// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are
 /// copied for it.
@@ -384,6 +385,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     async fn receive_messages(&self) -> Result<Ended, Ended> {
         let reading = AtomicUsize::new(0);
         let mut reads = FuturesUnordered::new();
+        let mut turn = Turn::new();
         loop {
             tokio::select! {
                 stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?, &reading)),
@@ -394,6 +396,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                     if !next.taken.is_empty() {
                         self.handler.taken(next.incarnation, next.taken);
                     }
+                    turn.item().await;
                 }
             }
         }
@@ -437,6 +440,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         mut buffer: BytesMut,
         pong: &Mutex<Option<u64>>,
     ) -> Result<Ended, Ended> {
+        let mut turn = Turn::new();
         loop {
             while let Some(frame) = self.codec.read_frame(&mut buffer)? {
                 self.heard.touch(Instant::now());
@@ -454,6 +458,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                     Frame::Pong(number) => self.heard.ponged(number),
                     Frame::Goodbye => self.handler.goodbye(),
                 }
+                turn.item().await;
             }
             match recv.read_chunk(CONTROL_READ, true).await? {
                 Some(chunk) => buffer.extend_from_slice(&chunk.bytes),

@@ -13,7 +13,7 @@
 //! | `wire` | every byte that is written or read | yes |
 //! | `flow` `ids` `registry` `backoff` `config` | limits of a sender, ids, who is here, waits, settings | yes |
 //! | `congestion` | how much may be in flight on a connection | yes |
-//! | `phase` | how far a node's shutdown has come | no I/O |
+//! | `phase` `turn` | how far a node's shutdown has come; how much a task does at a time | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
 //! | `carrier` | drives an exchange over a QUIC connection | |
@@ -50,6 +50,7 @@ mod registry;
 mod router;
 mod tcp;
 mod tls;
+mod turn;
 mod wire;
 
 pub use address::{Address, ClientId, HostPort, NodeName};

@@ -22,6 +22,7 @@ use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
+use crate::turn::Turn;
 use crate::wire::framing::Lines;
 use crate::wire::line::{self, Request};
 
@@ -30,6 +31,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes of errors and receipts that may wait for a client before no more is read from it.
 const NOTICES: usize = 64 * 1024;
+
+/// The most bytes that are written at once: the system would copy, and on the way to a client of the same machine even
+/// deliver, as many megabytes as it has room for.
+const WRITE: usize = 256 * 1024;
 
 /// After the last line: how long, and how much, is still read from a client and thrown away. Closing with unread input
 /// would reset the connection, and the client might never see what was written to it.
@@ -204,6 +209,7 @@ impl LineSession {
     /// Reads and follows the client's lines until there are no more or there may be no more.
     async fn read(&self, reader: ReadHalf<'_>, context: &ClientContext) -> Stop {
         let mut lines = Lines::new(context.limits.max_line());
+        let mut turn = Turn::new();
         let mut first = true;
         loop {
             // Nothing is kept for a client that says nothing.
@@ -221,7 +227,7 @@ impl LineSession {
             }
             match reader.try_read_buf(lines.buffer()) {
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(read) => turn.bytes(read).await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(_) => return Stop::Broken,
             }
@@ -238,6 +244,7 @@ impl LineSession {
                         self.follow(line, context).await;
                         // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
                         self.outbox.notices_below(NOTICES).await;
+                        turn.item().await;
                     }
                     Ok(None) => break,
                     Err(too_long) => {
@@ -369,10 +376,12 @@ impl Recipient for LineSession {
 /// Writes what is queued until the queue has ended. A client that takes nothing for as long as `stall` is given up.
 async fn write(mut writer: WriteHalf<'_>, outbox: &Outbox, stall: Duration) -> io::Result<()> {
     let mut last: Option<Instant> = None;
+    let mut turn = Turn::new();
     while let Some(bytes) = outbox.take().await {
         let mut rest = bytes.as_slice();
         while rest.has_remaining() {
-            let written = timeout(stall, writer.write(rest))
+            let piece = rest.get(..WRITE).unwrap_or(rest);
+            let written = timeout(stall, writer.write(piece))
                 .await
                 .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it took nothing for too long"))??;
             if written == 0 {
@@ -385,6 +394,7 @@ async fn write(mut writer: WriteHalf<'_>, outbox: &Outbox, stall: Duration) -> i
                     .into_iter()
                     .map(|ticket| (ticket, Outcome::Delivered)),
             );
+            turn.bytes(written).await;
         }
         // Where more is coming, the others' turns gather it: a write for each message is most of what it costs.
         let now = Instant::now();
@@ -402,10 +412,14 @@ async fn linger(socket: &mut TcpStream) {
     let discard = async {
         let mut waste = vec![0; 64 * 1024];
         let mut total = 0;
+        let mut turn = Turn::new();
         while total < LINGER_BYTES {
             match socket.read(&mut waste).await {
                 Ok(0) | Err(_) => return,
-                Ok(length) => total += length,
+                Ok(length) => {
+                    total += length;
+                    turn.bytes(length).await;
+                }
             }
         }
     };

@@ -26,6 +26,7 @@ use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, 
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
 use crate::router::Blocked;
+use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromNode, ResumeOffer, Welcome};
 
 /// A connection that is to serve a session.
@@ -320,6 +321,7 @@ impl Session {
 
     /// Passes on what had to wait for room on a link. Never ends.
     async fn pass_on_what_waits<N>(&self, context: &ClientContext) -> N {
+        let mut turn = Turn::new();
         loop {
             let next = {
                 let mut waiting = self.waiting.lock();
@@ -328,7 +330,10 @@ impl Session {
                 next
             };
             match next {
-                Some((message, ticket)) => context.route(message, ticket).await,
+                Some((message, ticket)) => {
+                    context.route(message, ticket).await;
+                    turn.item().await;
+                }
                 None => self.waits.notified().await,
             }
         }

@@ -1,0 +1,57 @@
+//! How much one task does before the others get their turn.
+//!
+//! A task that always finds more to do would keep a thread of the runtime for as long as the runtime lets it: over TCP
+//! that is 128 reads of 64 KiB, and each of their lines may be worth an answer. All others wait meanwhile.
+
+/// The most bytes that are worked through in one turn. Measured with twelve clients that flood a node: two others have a
+/// p99 of 8 ms with it, and of 22 ms with 64 KiB. A quarter of it would halve what goes through at full speed.
+const BYTES: usize = 16 * 1024;
+
+/// What a line, a message or a frame counts beside its bytes: an empty one is work, too.
+const ITEM: usize = 256;
+
+/// What is left of a task's turn.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    left: usize,
+}
+
+impl Turn {
+    /// A whole turn.
+    pub(crate) const fn new() -> Self {
+        Self { left: BYTES }
+    }
+
+    /// Bytes were read or written. When that was enough, the other tasks come first. Cancel safe.
+    pub(crate) async fn bytes(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
+        if self.left == 0 {
+            self.left = BYTES;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The same for one line, message or frame of which the bytes are counted elsewhere.
+    pub(crate) async fn item(&mut self) {
+        self.bytes(ITEM).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn a_turn_ends_by_bytes_and_by_items_and_another_begins() {
+        let mut turn = Turn::new();
+        for _ in 0..2 {
+            assert!(turn.bytes(BYTES - 1).now_or_never().is_some());
+            assert!(turn.bytes(1).now_or_never().is_none());
+            for _ in 1..BYTES / ITEM {
+                assert!(turn.item().now_or_never().is_some());
+            }
+            assert!(turn.item().now_or_never().is_none());
+        }
+    }
+}
