@@ -3,9 +3,9 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use trunkline::Code;
+use trunkline::{Code, Limits};
 
-use crate::support::{Cluster, DEADLINE, HELD, LineClient, message_line, message_line_with_id};
+use crate::support::{Certs, Cluster, DEADLINE, HELD, LineClient, NodeCommand, message_line, message_line_with_id};
 
 /// What is written to the slow reader: more than all buffers on the way take.
 const MESSAGES: usize = 4000;
@@ -67,6 +67,69 @@ async fn of_the_same_node() {
 #[tokio::test]
 async fn of_another_node() {
     a_slow_reader(1).await;
+}
+
+#[tokio::test]
+async fn one_that_stops_while_much_is_pushed_at_it_costs_neither_others_nor_memory() {
+    const PUSHED: usize = 128 << 20;
+    // At each node what one sender may have under way and a line that is being read, once as it came and once as it
+    // goes out, and as much again for what the allocator keeps.
+    let allowed = {
+        let limits = Limits::default();
+        4 * (limits.client_bytes + limits.max_message)
+    };
+    let certs = Certs::make(2);
+    let there = NodeCommand::new(&certs, 1).start().await;
+    let mut command = NodeCommand::new(&certs, 0);
+    command.peers = vec![there.as_peer()];
+    let mut here = command.start().await;
+    here.process.stderr.until("link up").await;
+
+    let reader = LineClient::connect_small(there.tcp()).await;
+    let mut sender = LineClient::connect(here.tcp()).await;
+    let (mut one, mut other) = (
+        LineClient::connect(here.tcp()).await,
+        LineClient::connect(there.tcp()).await,
+    );
+    let before = [&here, &there].map(|node| node.process.peak_memory());
+    let line = message_line(&reader.address, &body(0)) + "\n";
+    let written = Cell::new(0);
+    let writing = async {
+        while written.get() < PUSHED && sender.writer.write_while_taken(line.as_bytes()).await {
+            written.set(written.get() + line.len());
+        }
+    };
+    let talking = async {
+        let (mut last, mut since, started) = (0, Instant::now(), Instant::now());
+        while since.elapsed() < HELD {
+            assert!(started.elapsed() < DEADLINE, "the sender is not held");
+            if written.get() != last {
+                (last, since) = (written.get(), Instant::now());
+            }
+            one.say(&other.address, "meanwhile").await;
+            other.reader.expect_message(&one.address, "meanwhile").await;
+            other.say(&one.address, "meanwhile").await;
+            one.reader.expect_message(&other.address, "meanwhile").await;
+        }
+    };
+    tokio::select! {
+        () = talking => {}
+        () = async { writing.await; std::future::pending().await } => unreachable!(),
+    }
+    let after = [&here, &there].map(|node| node.process.peak_memory());
+    println!(
+        "held after {} bytes; peak memory {before:?}, then {after:?}",
+        written.get()
+    );
+    assert!(written.get() < PUSHED);
+    for (before, after) in before.into_iter().zip(after) {
+        assert!(after - before <= allowed, "{before}, then {after}");
+    }
+    // Others were refused nothing, and neither was the sender.
+    one.expect_nothing_else().await;
+    other.expect_nothing_else().await;
+    let told = tokio::time::timeout(Duration::ZERO, sender.reader.next()).await;
+    assert!(told.is_err(), "{told:?}");
 }
 
 #[tokio::test]
