@@ -5,6 +5,7 @@
 //! | `wire` | pure: what a bad wire does to each packet |
 //! | `control` | how a running wire is told what to be |
 //! | `namespace` | threads in another network namespace |
+//! | `nodes` | two nodes as processes on loopback |
 //! | `row` | what is measured: the wires, and the load on each |
 //! | `figures` | pure: checks what arrives, and sums it up |
 //! | `target` | pure: what the relays speak with their clients |
@@ -13,6 +14,7 @@
 pub mod control;
 pub mod figures;
 pub mod namespace;
+pub mod nodes;
 pub mod report;
 pub mod row;
 pub mod target;
