@@ -133,6 +133,7 @@ fn talk(args: &Args, from: SocketAddr, to: SocketAddr, pairs: u16, rate: u32) ->
     let count = |time: Duration| (time.as_secs_f64() * f64::from(rate)) as u64;
     let load = Load {
         pairs: pairs.into(),
+        links: 1,
         rate,
         body: 128,
         messages: count(WARM_UP + Duration::from_secs(args.seconds.into())),
