@@ -442,6 +442,10 @@ fn stopped(args: &Args, build: &std::path::Path, sender: Kind, reader: Kind) -> 
             bound()[0],
             bound()[1]
         );
+        for figures in [&without, &with] {
+            let harm = figures.lost + figures.repeated + figures.reordered + figures.wrong + figures.errors;
+            ensure!(harm == 0, "the others were harmed");
+        }
         ensure!(held, "the sender was not held");
         ensure!(
             pushed.ends.values().sum::<u64>() == pushed.messages,
@@ -498,9 +502,8 @@ fn pipe(args: &Args, nodes: &Nodes) -> anyhow::Result<()> {
     let read = join(reading)?;
     let [(a, _), (b, _)] = [nodes.a.memory()?, nodes.b.memory()?];
     println!(
-        "{length} bytes, {lines} lines by nc; {read} bytes read at {:.2} MB/s, all lines there and in order; nc ended after \
+        "{length} bytes, {lines} lines by nc; {read} bytes read, all lines there and in order; nc ended after \
          {:.1} s ({status}), {delivered} delivered, others {other:?}; peak memory {:.1} and {:.1} MiB",
-        read as f64 / 1e6 / took.as_secs_f64(),
         took.as_secs_f64(),
         a as f64 / MIB,
         b as f64 / MIB
