@@ -114,6 +114,52 @@ enum Queued {
     Failed(Failed),
 }
 
+/// What [`Client::receive_unsettled`] gives.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Unsettled {
+    /// A message to this client, for the program to accept.
+    Message(Delivery),
+    /// A message of this client, sent without a receipt, was refused, or its fate is unknown.
+    Failed(Failed),
+}
+
+/// A message to this client that has not ended yet: it is delivered when the program accepts it.
+///
+/// Dropped without that, it ends as unknown (`recipient-gone`): the program may have looked at it.
+#[derive(Debug)]
+pub struct Delivery {
+    shared: Arc<Shared>,
+    /// Taken out by `accept`.
+    tag: Option<Tag>,
+    message: Received,
+}
+
+impl Delivery {
+    /// The message, to look at before it is accepted.
+    pub fn message(&self) -> &Received {
+        &self.message
+    }
+
+    /// Accepts the message: its sender is told that it was delivered.
+    pub fn accept(mut self) -> Received {
+        self.end(Outcome::Delivered);
+        self.message.clone()
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if let Some(tag) = self.tag.take() {
+            self.shared.exchange.finish(&[(tag, outcome)]);
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.end(Outcome::Unknown(Code::RecipientGone));
+    }
+}
+
 /// What a client receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -334,13 +380,38 @@ impl Client {
     ///
     /// A message counts as delivered when this gives it. Cancel safe.
     pub async fn receive(&self) -> Option<Event> {
-        match self.events.lock().await.recv().await? {
-            Queued::Message(tag, message) => {
-                self.shared.exchange.finish(&[(tag, Outcome::Delivered)]);
-                Some(Event::Message(message))
-            }
-            Queued::Failed(failed) => Some(Event::Failed(failed)),
-        }
+        Some(match self.receive_unsettled().await? {
+            Unsettled::Message(delivery) => Event::Message(delivery.accept()),
+            Unsettled::Failed(failed) => Event::Failed(failed),
+        })
+    }
+
+    /// The same for a program that has something to do before a message counts as delivered, such as to store it: the
+    /// message ends when the program [accepts](Delivery::accept) it. Until then it takes up room at the node, and a
+    /// client that ends no message for as long as the node's `--stall` is disconnected. Cancel safe.
+    pub async fn receive_unsettled(&self) -> Option<Unsettled> {
+        Some(match self.events.lock().await.recv().await? {
+            Queued::Message(tag, message) => Unsettled::Message(Delivery {
+                shared: Arc::clone(&self.shared),
+                tag: Some(tag),
+                message,
+            }),
+            Queued::Failed(failed) => Unsettled::Failed(failed),
+        })
+    }
+
+    /// Goes on from a new UDP port, as after a change of network; connections and what is under way stay. To be called
+    /// within a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When no socket can be had; then all stays as it is.
+    pub fn rebind(&self) -> std::io::Result<()> {
+        let any: IpAddr = match self.endpoint.local_addr()? {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.endpoint.rebind(std::net::UdpSocket::bind((any, 0))?)
     }
 
     /// Moves the client to a new UDP socket, as when its machine has gone from one network to another. To be called within

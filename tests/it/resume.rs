@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use quinn::VarInt;
 use serde_json::{Value, json};
-use trunkline::client::Event;
+use trunkline::client::{Event, Unsettled};
 use trunkline::{Address, Client, Code, Outcome};
 use trunkline_lab::wire::Settings;
 
@@ -111,6 +111,52 @@ async fn connections_that_break_on_the_way_back_in_full_flow_cost_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_breaks_on_the_way_there_in_full_flow_costs_nothing() {
     breaks_in_full_flow(&[Relay::end_connections_on_the_way_there]).await;
+}
+
+#[tokio::test]
+async fn a_message_is_delivered_when_the_program_accepts_it() {
+    let cluster = Cluster::start(1).await;
+    let client = connect_quic(cluster.nodes[0].quic_addr(), &cluster.certs).await;
+    let mut legacy = cluster.line(0).await;
+    for id in ["kept", "dropped"] {
+        legacy.say_with_id(client.address(), id, id).await;
+    }
+    let next = async || match within("a message", client.receive_unsettled()).await {
+        Some(Unsettled::Message(delivery)) => delivery,
+        other => panic!("{other:?}"),
+    };
+    let (kept, dropped) = (next().await, next().await);
+    assert_eq!(
+        (&kept.message().from, &kept.message().text()[..]),
+        (&legacy.address, "kept")
+    );
+    // In the other order than they came: neither has ended before.
+    drop(dropped);
+    let told = legacy.reader.json().await;
+    assert_eq!(
+        (told["id"].as_str(), told["status"].as_str(), told["code"].as_str()),
+        (Some("dropped"), Some("unknown"), Some(Code::RecipientGone.as_str()))
+    );
+    assert_eq!(kept.accept().text(), "kept");
+    legacy.reader.expect_delivered("kept").await;
+    legacy.expect_nothing_else().await;
+}
+
+#[tokio::test]
+async fn a_client_goes_on_from_another_port() {
+    let cluster = Cluster::start(1).await;
+    let client = connect_quic(cluster.nodes[0].quic_addr(), &cluster.certs).await;
+    let mut legacy = cluster.line(0).await;
+    let address = client.address().clone();
+    for body in ["1", "2"] {
+        client.rebind().unwrap();
+        legacy.say_with_id(&address, body, body).await;
+        expect(&client, &legacy.address, body).await;
+        legacy.reader.expect_delivered(body).await;
+        let receipt = client.send_with_receipt(&legacy.address, body).await.unwrap();
+        assert_eq!(within("it is answered", receipt).await, Outcome::Delivered);
+        legacy.reader.expect_message(&address, body).await;
+    }
 }
 
 #[tokio::test]
