@@ -1,4 +1,4 @@
-//! The lab: measures a relay over a bad network, on one machine.
+//! The lab: measures a relay over a bad network, and plays faults to one, on one machine.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -10,12 +10,20 @@
 //! | `figures` | pure: checks what arrives, and sums it up |
 //! | `target` | pure: what the relays speak with their clients |
 //! | `report` | pure: the table and the plot |
+//! | `schedule` | pure: which faults happen when, drawn from a seed |
+//! | `proxy` | the wire's model between UDP sockets |
+//! | `journal` | the file that a client of the fault run writes |
+//! | `fleet` | the processes of the fault run: nodes and clients |
 
 pub mod control;
 pub mod figures;
+pub mod fleet;
+pub mod journal;
 pub mod namespace;
 pub mod nodes;
+pub mod proxy;
 pub mod report;
 pub mod row;
+pub mod schedule;
 pub mod target;
 pub mod wire;
