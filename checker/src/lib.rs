@@ -177,6 +177,8 @@ struct Life {
     gone: Option<Time>,
     /// When its node died, if that came first or at all.
     node_died: Option<Time>,
+    /// When one with the same name was gone that came before it.
+    before: Option<Time>,
     /// Its node died while it connected: whether before or after it was let in will show.
     doubtful: bool,
 }
@@ -251,6 +253,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
                     confirms,
                     gone: died,
                     node_died: died,
+                    before: self.clients.get(&client).and_then(|life| life.gone),
                     doubtful: died.is_some(),
                 };
                 self.clients.insert(client, life);
@@ -419,7 +422,10 @@ impl<C: Clone + Eq + Hash> Checker<C> {
             .rules
             .deadline
             .map_or(Time::MAX, |deadline| fate.sent.saturating_add(deadline));
-        life.gone.is_some_and(|gone| gone <= by)
+        [life.before, life.gone]
+            .into_iter()
+            .flatten()
+            .any(|gone| fate.sent <= gone && gone <= by)
     }
 
     /// Whether a message that was delivered and not seen may have been on its way from a connection to its reader, when
@@ -630,6 +636,21 @@ mod tests {
         assert_eq!(breaches(too_late), [Breach::Silent]);
         let other = with([(7, sent(3, "a", "b")), (8, Event::Gone { client: "b" })]);
         assert_eq!(breaches(other), [Breach::Silent]);
+    }
+
+    #[test]
+    fn a_client_that_comes_again_under_its_name_is_told_what_it_sends_since() {
+        let again = Event::Joined {
+            client: "a",
+            node: 0,
+            confirms: true,
+            since: 9,
+        };
+        let again = [(7, sent(3, "a", "b")), (8, Event::NodeDied { node: 0 }), (9, again)];
+        let (tally, findings) = check(with(again.clone()), RULES);
+        assert_eq!((tally.nobody_to_tell, findings), (1, Vec::new()));
+        let silent = with(again.into_iter().chain([(10, sent(4, "a", "b"))]));
+        assert_eq!(breaches(silent), [Breach::Silent]);
     }
 
     #[test]

@@ -2,16 +2,18 @@
 //!
 //! The network breaks at any time, is noticed to be broken late, loses what was under way, delivers messages in any
 //! order and sometimes twice; nodes start anew; recipients are slow, full, absent, or leave. What happened is written
-//! to a log as clients and the network saw it, and [`check`] judges the log.
+//! to a log as clients and the network saw it, and [`check`] judges the log: what clients saw by the same judge as that
+//! of real clients (`checker/`), and beside it how long messages waited and what they waited for.
 //!
 //! `TRUNKLINE_SIM_SCHEDULES=N` plays N seeds, from 0 on or from `TRUNKLINE_SIM_FIRST`; `TRUNKLINE_SIM_SEED=S` plays that
 //! one and prints its log when it fails.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use trunkline_checker::{Breach as Broken, Checker as Judge, Event as Observed, Outcome as End, Rules, Tally};
 
 use super::{Bounds, Control, Endpoint, Taken};
 use crate::outcome::{Code, Outcome};
@@ -93,46 +95,22 @@ struct Limits {
 /// What must not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Breach {
-    /// Its sender was told that it was delivered, and nobody saw it.
-    Lost,
-    /// Seen twice.
-    Repeated,
-    /// Seen after a later one of the same sender.
-    Reordered,
-    /// Seen by another than its addressee.
-    Misdelivered,
-    /// Seen with another sender than it has, or sent by nobody.
-    Forged,
-    /// Its sender was never told.
-    Silent,
-    /// Its sender was told twice.
-    ToldTwice,
-    /// Its sender was told that nobody saw it.
-    SeenThoughRefused,
-    /// Nothing that happened explains what its sender was told.
-    Unfounded,
-    /// Its sender was not told in time.
-    Late,
+    /// A promise to clients is broken.
+    Promise(Broken),
     /// It had to wait for a message of another conversation.
     HeldUp,
     /// Transmitted although the other side had said that it has it.
     Wasted,
 }
 
+/// Of a message that was never sent.
+const FORGED: Breach = Breach::Promise(Broken::Forged);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Finding {
     breach: Breach,
     serial: usize,
     at: Time,
-}
-
-/// How many messages ended how.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Tally {
-    submitted: u64,
-    delivered: u64,
-    refused: u64,
-    unknown: u64,
 }
 
 /// What became of one message.
@@ -174,21 +152,29 @@ impl Witness {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Checker {
     fates: Vec<Fate>,
     nodes: [Witness; 2],
     /// The positions in the log at which messages were handed to the network, by attempt.
     attempts: HashMap<usize, usize>,
-    /// The last seen of each sender by each recipient.
-    last_seen: HashMap<(Name, Name), usize>,
     steady: Option<Time>,
-    tally: Tally,
+    /// Judges what clients saw. Its times are positions in the log.
+    judge: Judge<Name>,
+    /// The clients that have sent something.
+    known: HashSet<Name>,
 }
 
 /// Judges what happened by what clients were promised.
 fn check(log: &[Logged], limits: Limits) -> Result<Tally, Finding> {
-    let mut checker = Checker::default();
+    let mut checker = Checker {
+        fates: Vec::new(),
+        nodes: Default::default(),
+        attempts: HashMap::new(),
+        steady: None,
+        judge: Judge::new(Rules::default()),
+        known: HashSet::new(),
+    };
     let mut arrived = None;
     for (position, &Logged { at, event }) in log.iter().enumerate() {
         let finding = |(breach, serial)| Finding { breach, serial, at };
@@ -203,16 +189,22 @@ fn check(log: &[Logged], limits: Limits) -> Result<Tally, Finding> {
         }
         checker.follow(position, at, event, limits).map_err(finding)?;
     }
-    for fate in &checker.fates {
-        if fate.told.is_none() && fate.process == checker.nodes[fate.message.from.node].process {
-            return Err(Finding {
-                breach: Breach::Silent,
-                serial: fate.message.serial,
-                at: log.last().map_or(0, |last| last.at),
-            });
-        }
+    let (tally, findings) = checker.judge.finish();
+    match findings.first() {
+        None => Ok(tally),
+        Some(finding) => Err(Finding {
+            breach: Breach::Promise(finding.breach),
+            serial: serial_of(finding.message),
+            at: log.last().map_or(0, |last| last.at),
+        }),
     }
-    Ok(checker.tally)
+}
+
+/// What befalls a client has no message; here nothing does.
+fn serial_of(message: Option<u64>) -> usize {
+    message
+        .and_then(|message| usize::try_from(message).ok())
+        .unwrap_or(usize::MAX)
 }
 
 impl Checker {
@@ -225,6 +217,8 @@ impl Checker {
                     down: Some(at),
                     ..Witness::default()
                 };
+                self.known.retain(|name| name.node != node);
+                self.judge(position, Observed::NodeDied { node })?;
             }
             Event::Submitted { message, conversation } => {
                 let node = &mut self.nodes[message.from.node];
@@ -238,11 +232,22 @@ impl Checker {
                     ended: None,
                     told: None,
                 });
-                self.tally.submitted += 1;
+                let Message { serial, from, to, .. } = message;
+                if self.known.insert(from) {
+                    let joined = Observed::Joined {
+                        client: from,
+                        node: from.node,
+                        confirms: true,
+                        since: position as u64,
+                    };
+                    self.judge(position, joined)?;
+                }
+                let message = serial as u64;
+                self.judge(position, Observed::Sent { message, from, to })?;
             }
             Event::Transmitted { serial, attempt } => {
                 self.attempts.insert(attempt, position);
-                let fate = self.fates.get(serial).ok_or((Breach::Forged, serial))?;
+                let fate = self.fates.get(serial).ok_or((FORGED, serial))?;
                 let node = fate.message.from.node;
                 // What was passed on before a connection was lost is told at the start of the next.
                 let (lost, synced) = (self.nodes[1 - node].lost, self.nodes[node].synced);
@@ -252,10 +257,10 @@ impl Checker {
             }
             Event::Arrived { .. } => {}
             Event::Handed { serial } => {
-                let fate = self.fates.get_mut(serial).ok_or((Breach::Forged, serial))?;
+                let fate = self.fates.get_mut(serial).ok_or((FORGED, serial))?;
                 fate.handed.get_or_insert(position);
             }
-            Event::Ended { message, at, outcome } => self.ended(message, at, outcome)?,
+            Event::Ended { message, at, outcome } => self.ended(position, message, at, outcome)?,
             Event::Told { serial, outcome } => self.told(position, at, serial, outcome, limits)?,
             Event::Lost { node, heard } => {
                 let node = &mut self.nodes[node];
@@ -273,6 +278,12 @@ impl Checker {
             Event::Steady(steady) => self.steady = steady.then_some(at),
         }
         Ok(())
+    }
+
+    /// Has the judge of what clients saw look at it.
+    fn judge(&mut self, position: usize, event: Observed<Name>) -> Result<(), (Breach, usize)> {
+        let judged = self.judge.follow(position as u64, event);
+        judged.map_err(|finding| (Breach::Promise(finding.breach), serial_of(finding.message)))
     }
 
     /// The oldest message of a node's clients that is not answered.
@@ -296,7 +307,7 @@ impl Checker {
             let given_up = self.nodes[node].deadline(submitted, limits);
             let answered = steady.map(|since| since.max(submitted) + limits.settle);
             if given_up.is_some_and(|by| at > by) || answered.is_some_and(|by| at > by) {
-                return Err((Breach::Late, serial));
+                return Err((Breach::Promise(Broken::Late), serial));
             }
         }
         Ok(())
@@ -304,8 +315,8 @@ impl Checker {
 
     /// A message that came whole must be passed on at once, unless one before it in its conversation is still to come.
     fn check_arrival(&self, serial: usize, attempt: usize) -> Result<(), (Breach, usize)> {
-        let fate = self.fates.get(serial).ok_or((Breach::Forged, serial))?;
-        let &transmitted = self.attempts.get(&attempt).ok_or((Breach::Forged, serial))?;
+        let fate = self.fates.get(serial).ok_or((FORGED, serial))?;
+        let &transmitted = self.attempts.get(&attempt).ok_or((FORGED, serial))?;
         let waits = |before: &Fate| {
             before.conversation == fate.conversation
                 && before.message.from.node == fate.message.from.node
@@ -321,26 +332,20 @@ impl Checker {
         }
     }
 
-    fn ended(&mut self, message: Message, at: Name, outcome: Outcome) -> Result<(), (Breach, usize)> {
+    fn ended(&mut self, position: usize, message: Message, at: Name, outcome: Outcome) -> Result<(), (Breach, usize)> {
         let serial = message.serial;
-        let fate = self.fates.get_mut(serial).ok_or((Breach::Forged, serial))?;
-        if message.from != fate.message.from {
-            return Err((Breach::Forged, serial));
-        }
-        if at != fate.message.to {
-            return Err((Breach::Misdelivered, serial));
-        }
-        if fate.ended.replace(outcome).is_some() {
-            return Err((Breach::Repeated, serial));
-        }
+        let fate = self.fates.get_mut(serial).ok_or((FORGED, serial))?;
+        let again = fate.ended.replace(outcome).is_some();
         if outcome == Outcome::Delivered {
-            if let Some((_, Outcome::Refused(_))) = fate.told {
-                return Err((Breach::SeenThoughRefused, serial));
-            }
-            let last = self.last_seen.insert((message.from, at), serial);
-            if last.is_some_and(|last| last > serial) {
-                return Err((Breach::Reordered, serial));
-            }
+            let seen = Observed::Seen {
+                message: serial as u64,
+                from: message.from,
+                by: at,
+            };
+            self.judge(position, seen)?;
+        }
+        if again {
+            return Err((Breach::Promise(Broken::Repeated), serial));
         }
         Ok(())
     }
@@ -353,21 +358,20 @@ impl Checker {
         outcome: Outcome,
         limits: Limits,
     ) -> Result<(), (Breach, usize)> {
-        let fate = self.fates.get_mut(serial).ok_or((Breach::Forged, serial))?;
-        if fate.told.replace((position, outcome)).is_some() {
-            return Err((Breach::ToldTwice, serial));
-        }
-        let seen = fate.ended == Some(Outcome::Delivered);
+        let told = Observed::Told {
+            message: serial as u64,
+            outcome: match outcome {
+                Outcome::Delivered => End::Delivered,
+                Outcome::Refused(_) => End::Refused,
+                Outcome::Unknown(_) => End::Unknown,
+            },
+        };
+        self.judge(position, told)?;
+        let fate = self.fates.get_mut(serial).ok_or((FORGED, serial))?;
+        fate.told = Some((position, outcome));
         let node = &self.nodes[fate.message.from.node];
         let peer_restarted = node.peer_restarted == Some(at);
         let unreachable = node.deadline(fate.submitted, limits).is_some_and(|since| at >= since);
-        match outcome {
-            Outcome::Delivered if !seen => return Err((Breach::Lost, serial)),
-            Outcome::Delivered => self.tally.delivered += 1,
-            Outcome::Refused(_) if seen => return Err((Breach::SeenThoughRefused, serial)),
-            Outcome::Refused(_) => self.tally.refused += 1,
-            Outcome::Unknown(_) => self.tally.unknown += 1,
-        }
         let founded = fate.ended == Some(outcome)
             || match outcome {
                 Outcome::Refused(Code::NodeUnreachable) | Outcome::Unknown(Code::NodeUnreachable) => unreachable,
@@ -378,7 +382,7 @@ impl Checker {
         if founded {
             Ok(())
         } else {
-            Err((Breach::Unfounded, serial))
+            Err((Breach::Promise(Broken::Unfounded), serial))
         }
     }
 }
@@ -1210,14 +1214,14 @@ fn every_schedule_keeps_the_promises() {
     let mut total = Tally::default();
     for seed in first..first.saturating_add(schedules) {
         let tally = play(seed, false);
-        total.submitted += tally.submitted;
+        total.sent += tally.sent;
         total.delivered += tally.delivered;
         total.refused += tally.refused;
         total.unknown += tally.unknown;
     }
     eprintln!("{schedules} schedules: {total:?}");
     // Every end is met often enough to be tested.
-    let rare = total.submitted / 100;
+    let rare = total.sent / 100;
     assert!(
         total.delivered > rare && total.refused > rare && total.unknown > rare,
         "{total:?}"
@@ -1423,17 +1427,20 @@ fn waste(mut log: Vec<Logged>) -> Option<Vec<Logged>> {
 #[test]
 fn every_planted_breach_is_found() {
     let plants: [(Plant, &[Breach]); 12] = [
-        (lose, &[Breach::Lost]),
-        (repeat, &[Breach::Repeated]),
-        (swap, &[Breach::Reordered]),
-        (misdeliver, &[Breach::Misdelivered]),
-        (forge, &[Breach::Forged]),
+        (lose, &[Breach::Promise(Broken::Lost)]),
+        (repeat, &[Breach::Promise(Broken::Repeated)]),
+        (swap, &[Breach::Promise(Broken::Reordered)]),
+        (misdeliver, &[Breach::Promise(Broken::Misdelivered)]),
+        (forge, &[Breach::Promise(Broken::Forged)]),
         // Where time goes on, silence is first of all late.
-        (silence, &[Breach::Silent, Breach::Late]),
-        (tell_twice, &[Breach::ToldTwice]),
-        (deny, &[Breach::SeenThoughRefused]),
-        (doubt, &[Breach::Unfounded]),
-        (delay, &[Breach::Late]),
+        (
+            silence,
+            &[Breach::Promise(Broken::Silent), Breach::Promise(Broken::Late)],
+        ),
+        (tell_twice, &[Breach::Promise(Broken::ToldTwice)]),
+        (deny, &[Breach::Promise(Broken::SeenThoughRefused)]),
+        (doubt, &[Breach::Promise(Broken::Unfounded)]),
+        (delay, &[Breach::Promise(Broken::Late)]),
         (hold_up, &[Breach::HeldUp]),
         (waste, &[Breach::Wasted]),
     ];
