@@ -86,7 +86,8 @@ pub struct Rules {
     /// The longest from sending to being told.
     pub deadline: Option<Time>,
     /// Nothing but the end of the sender's node, the recipient or its node may end a message otherwise than delivered,
-    /// nor nothing but the end of its node a session.
+    /// nor nothing but the end of its node a session. A node that was started again is excused for as long as the
+    /// sender's node has not got anything delivered there since: it may not know that there is another one.
     pub only_deaths_excuse: bool,
 }
 
@@ -211,6 +212,9 @@ pub struct Checker<C> {
     clients: HashMap<C, Life>,
     /// When each node died last.
     deaths: HashMap<usize, Time>,
+    /// When a sender on one node was told first, since the other node's last death, that a message to there was
+    /// delivered.
+    in_touch: HashMap<(usize, usize), Time>,
     fates: HashMap<u64, Fate<C>>,
     /// The last message seen of each sender by each recipient.
     last_seen: HashMap<(C, C), u64>,
@@ -225,6 +229,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
             now: 0,
             clients: HashMap::new(),
             deaths: HashMap::new(),
+            in_touch: HashMap::new(),
             fates: HashMap::new(),
             last_seen: HashMap::new(),
             tally: Tally::default(),
@@ -268,6 +273,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
             }
             Event::NodeDied { node } => {
                 self.deaths.insert(node, at);
+                self.in_touch.retain(|&(_, to), _| to != node);
                 for life in self.clients.values_mut().filter(|life| life.node == node) {
                     life.doubtful = false;
                     life.node_died.get_or_insert(at);
@@ -390,6 +396,12 @@ impl<C: Clone + Eq + Hash> Checker<C> {
         let (sender, recipient) = (self.clients.get(&fate.from), self.clients.get(&fate.to));
         // Whom nobody has ever seen may be told anything but that.
         let confirms = recipient.is_none_or(|life| life.confirms);
+        let nodes = sender.zip(recipient).map(|(from, to)| (from.node, to.node));
+        if let Some(nodes) = nodes.filter(|_| outcome == Outcome::Delivered)
+            && recipient.is_some_and(|life| life.gone.is_none())
+        {
+            self.in_touch.entry(nodes).or_insert(at);
+        }
         match outcome {
             Outcome::Delivered => self.tally.delivered += 1,
             Outcome::Refused => self.tally.refused += 1,
@@ -401,7 +413,13 @@ impl<C: Clone + Eq + Hash> Checker<C> {
             Outcome::Refused | Outcome::Unknown if self.rules.only_deaths_excuse => {
                 let recipient_gone = recipient.is_none_or(|life| life.gone.is_some());
                 let node_died = sender.is_none_or(|life| life.node_died.is_some());
-                if !recipient_gone && !node_died {
+                let not_in_touch = nodes.is_some_and(|nodes| {
+                    let since = self.in_touch.get(&nodes);
+                    nodes.0 != nodes.1
+                        && self.deaths.contains_key(&nodes.1)
+                        && since.is_none_or(|&since| fate.sent < since)
+                });
+                if !recipient_gone && !node_died && !not_in_touch {
                     return Err((Breach::Unfounded, message));
                 }
             }
@@ -422,10 +440,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
             .rules
             .deadline
             .map_or(Time::MAX, |deadline| fate.sent.saturating_add(deadline));
-        [life.before, life.gone]
-            .into_iter()
-            .flatten()
-            .any(|gone| fate.sent <= gone && gone <= by)
+        life.gone.is_some_and(|gone| gone <= by) || life.before.is_some_and(|gone| fate.sent <= gone && gone <= by)
     }
 
     /// Whether a message that was delivered and not seen may have been on its way from a connection to its reader, when
@@ -587,6 +602,62 @@ mod tests {
         // A death that comes after what it would have to explain.
         let late = with(unknown.into_iter().chain([(10, Event::NodeDied { node: 1 })]));
         assert_eq!(breaches(late), [Breach::Unfounded]);
+    }
+
+    #[test]
+    fn a_node_that_is_another_one_excuses_until_something_gets_there() {
+        let again = Event::Joined {
+            client: "new",
+            node: 1,
+            confirms: true,
+            since: 8,
+        };
+        let refused = |at, message| {
+            [
+                (at, sent(message, "a", "new")),
+                (at + 5, told(message, Outcome::Refused)),
+            ]
+        };
+        let history = |more: Vec<(Time, Event<&'static str>)>| {
+            with(
+                [(7, Event::NodeDied { node: 1 }), (8, again.clone())]
+                    .into_iter()
+                    .chain(more),
+            )
+        };
+        assert_eq!(breaches(history(refused(9, 3).to_vec())), []);
+        let delivered = [
+            (20, sent(4, "a", "new")),
+            (21, seen(4, "a", "new")),
+            (22, told(4, Outcome::Delivered)),
+        ];
+        let told_late = [(9, sent(3, "a", "new"))].into_iter().chain(delivered.clone());
+        let told_late = told_late.chain([(23, told(3, Outcome::Refused))]);
+        assert_eq!(breaches(history(told_late.collect())), []);
+        let later = delivered.into_iter().chain(refused(23, 5));
+        assert_eq!(breaches(history(later.collect())), [Breach::Unfounded]);
+        // On the node itself everyone knows.
+        let beside = [(9, joined("beside", 1, true)), (9, sent(3, "new", "beside"))];
+        let beside = beside.into_iter().chain([(10, told(3, Outcome::Refused))]);
+        assert_eq!(
+            breaches(history(beside.map(|(at, event)| (at, since_now(event))).collect())),
+            [Breach::Unfounded]
+        );
+    }
+
+    /// Began to connect just before.
+    fn since_now(event: Event<&'static str>) -> Event<&'static str> {
+        match event {
+            Event::Joined {
+                client, node, confirms, ..
+            } => Event::Joined {
+                client,
+                node,
+                confirms,
+                since: 8,
+            },
+            other => other,
+        }
     }
 
     #[test]

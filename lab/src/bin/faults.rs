@@ -52,12 +52,16 @@ const CALM: Duration = Duration::from_secs(2);
 #[derive(Debug, Parser)]
 struct Args {
     /// The node's program: `trunkline`, or one that takes the same arguments
-    #[arg(long, value_name = "FILE")]
-    node: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "judge")]
+    node: Option<PathBuf>,
 
     /// The client's program
-    #[arg(long, value_name = "FILE")]
-    client: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "judge")]
+    client: Option<PathBuf>,
+
+    /// Play nothing; judge the logs of an earlier run
+    #[arg(long)]
+    judge: bool,
 
     /// How many faults
     #[arg(long, value_name = "N", default_value_t = 200)]
@@ -119,6 +123,11 @@ struct World {
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
+    if args.judge {
+        let judged = judge(&args.logs, rules(&args))?;
+        print!("{}", messages_table(&judged, rules(&args))?);
+        return Ok(verdict(&[], &judged, &args.logs));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -137,10 +146,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     println!("seed {seed}, logs in {}", args.logs.display());
     std::fs::create_dir_all(&args.logs)?;
     let logs = args.logs.clone();
-    let rules = Rules {
-        deadline: u64::try_from(deadline(&args).as_nanos()).ok(),
-        only_deaths_excuse: true,
-    };
+    let rules = rules(&args);
     let quic = PLACES.map(|(_, quic)| quic);
     let plan = draw(seed, args.faults, Duration::from_secs(args.longest), &quic);
     let out = args.out.clone();
@@ -170,17 +176,29 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(out) = out {
         std::fs::write(&out, &table).with_context(|| format!("can't write {}", out.display()))?;
     }
-    for complaint in &complaints {
+    Ok(verdict(&complaints, &judged, &logs))
+}
+
+/// Says what is wrong, if anything is.
+fn verdict(complaints: &[String], judged: &Judged, logs: &Path) -> ExitCode {
+    for complaint in complaints {
         println!("wrong: {complaint}");
     }
     for finding in judged.findings.iter().take(50) {
         println!("breach: {finding:?}");
     }
     if complaints.is_empty() && judged.findings.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
     println!("the logs are in {}", logs.display());
-    Ok(ExitCode::FAILURE)
+    ExitCode::FAILURE
+}
+
+fn rules(args: &Args) -> Rules {
+    Rules {
+        deadline: u64::try_from(deadline(args).as_nanos()).ok(),
+        only_deaths_excuse: true,
+    }
 }
 
 /// Within how long each message is to be answered.
@@ -194,7 +212,7 @@ impl World {
         let names = NAMES.map(str::parse).into_iter().collect::<Result<Vec<_>, _>>()?;
         trunkline::certs::make(&certs, &names, "faults")?;
         let setup = |index: usize, name: &str, peers: Vec<String>| NodeSetup {
-            program: args.node.clone(),
+            program: args.node.clone().unwrap_or_default(),
             name: name.to_owned(),
             certs: certs.clone(),
             ports: [SocketAddr::from(([127, 0, 0, 1], 0)); 3],
@@ -276,7 +294,7 @@ impl World {
             }
         };
         let setup = ClientSetup {
-            program: self.args.client.clone(),
+            program: self.args.client.clone().unwrap_or_default(),
             number: self.numbers.get(),
             node,
             way,
@@ -607,8 +625,6 @@ fn table(
 ) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let faults: u32 = played.values().map(|(count, _)| count).sum();
-    let tally = &judged.tally;
-    let seconds = |nanoseconds: u64| Duration::from_nanos(nanoseconds).as_secs_f64();
     writeln!(
         out,
         "\nSeed {seed}; {:.0} s; {} clients, {} at a time.\n",
@@ -621,6 +637,14 @@ fn table(
         writeln!(out, "| {kind} | {count} | {:.0} |", length.as_secs_f64())?;
     }
     writeln!(out, "| {} kinds | {faults} | |\n", played.len())?;
+    out.push_str(&messages_table(judged, rules)?);
+    Ok(out)
+}
+
+fn messages_table(judged: &Judged, rules: Rules) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let tally = &judged.tally;
+    let seconds = |nanoseconds: u64| Duration::from_nanos(nanoseconds).as_secs_f64();
     writeln!(out, "| messages | |\n|---|--:|")?;
     writeln!(out, "| sent | {} |\n| seen | {} |", tally.sent, tally.seen)?;
     writeln!(out, "| delivered | {} |", tally.delivered)?;
