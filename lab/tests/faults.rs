@@ -6,7 +6,7 @@ use std::process::Command;
 /// Has the fault run do something; gives whether it ended well, and what it printed.
 fn faults(logs: &Path, args: &[&str]) -> (bool, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_trunkline-lab-faults"))
-        .args(["--link-wait", "20", "--resume-grace", "20", "--stall", "20", "--logs"])
+        .args(["--link-wait", "20", "--resume-grace", "10", "--stall", "20", "--logs"])
         .arg(logs)
         .args(args)
         .output()
