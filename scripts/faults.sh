@@ -70,7 +70,8 @@ trap 'exit 129' HUP
 need_rust
 
 heading "Build"
-cargo build --release --locked -p trunkline -p trunkline-lab
+cargo build --release --locked -p trunkline -p trunkline-lab \
+    --bin trunkline --bin trunkline-lab-client --bin trunkline-lab-faults
 bin="${CARGO_TARGET_DIR:-target}/release"
 
 heading "$faults faults"

@@ -1,5 +1,7 @@
 //! A small fault run: real processes, faults from a seed, and the judgement of what the clients wrote down.
 
+#![allow(clippy::expect_used, reason = "a test that goes wrong is to end there and then")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
