@@ -400,20 +400,6 @@ impl Client {
         })
     }
 
-    /// Goes on from a new UDP port, as after a change of network; connections and what is under way stay. To be called
-    /// within a Tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// When no socket can be had; then all stays as it is.
-    pub fn rebind(&self) -> std::io::Result<()> {
-        let any: IpAddr = match self.endpoint.local_addr()? {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        self.endpoint.rebind(std::net::UdpSocket::bind((any, 0))?)
-    }
-
     /// Moves the client to a new UDP socket, as when its machine has gone from one network to another. To be called within
     /// a Tokio runtime.
     ///
