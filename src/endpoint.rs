@@ -31,7 +31,11 @@ const UDP_BUFFER: usize = 4 << 20;
 /// Streams with a message that a peer may have open. A slot costs memory whether it is used or not (measured with
 /// quinn 0.11.12: 4,096 of them 672 KiB a connection, and with 16,384 a link takes 2.5 MB), and the limit caps the rate at
 /// limit / round trip: 330,000 messages a second at 50 ms.
-const LINK_STREAMS: u32 = 16_384;
+pub(crate) const LINK_STREAMS: u32 = 16_384;
+
+/// The same until the connection is the link. Each dial and each stranger who knocks takes up that memory: 30 nodes that were
+/// away cost one that dialled them 345 MB with as many as a link has.
+const GREETING_STREAMS: u32 = 128;
 
 /// The same for a client: about 61 KiB a connection, 2,500 messages a second at 50 ms.
 const CLIENT_STREAMS: u32 = 128;
@@ -88,7 +92,7 @@ fn idle_timeout(idle: Duration) -> IdleTimeout {
 }
 
 fn link_transport(limits: &Limits, congestion: Congestion) -> Arc<TransportConfig> {
-    let transport = transport(LINK_STREAMS, limits.max_message, LINK_WINDOW, LINK_IDLE, congestion);
+    let transport = transport(GREETING_STREAMS, limits.max_message, LINK_WINDOW, LINK_IDLE, congestion);
     Arc::new(transport)
 }
 

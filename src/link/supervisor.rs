@@ -23,6 +23,7 @@ use crate::address::{HostPort, NodeName};
 use crate::backoff::Backoff;
 use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
 use crate::config::Limits;
+use crate::endpoint::LINK_STREAMS;
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
@@ -226,6 +227,7 @@ impl Supervisor {
             // A fresh stream takes these few bytes at once, or the connection is no good and the carrier will say so.
             let _ = timeout(PING, control.send.write_all(&adopt)).await;
         }
+        connection.set_max_concurrent_uni_streams(LINK_STREAMS.into());
         exchange.connected();
         info!(%peer, remote = %connection.remote_address(), generation, "link up");
         self.backoff.reset();
