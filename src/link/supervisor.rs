@@ -260,31 +260,6 @@ impl Supervisor {
                 carrier.run(control).await
             }
         };
-        if std::env::var("TL_STATS").is_ok() {
-            let c = connection.clone();
-            #[allow(clippy::disallowed_methods)]
-            tokio::spawn(async move {
-                let t = Instant::now();
-                while c.close_reason().is_none() && t.elapsed() < Duration::from_secs(3) {
-                    let st = c.stats();
-                    info!(
-                        "STATS {:?} cwnd={} rtt={:?} sent={} lost={} cong={} bytes={} udp_rx={} blocked={}/{}/{}",
-                        t.elapsed(),
-                        st.path.cwnd,
-                        st.path.rtt,
-                        st.path.sent_packets,
-                        st.path.lost_packets,
-                        st.path.congestion_events,
-                        st.udp_tx.bytes,
-                        st.udp_rx.datagrams,
-                        st.frame_tx.data_blocked,
-                        st.frame_tx.streams_blocked_uni,
-                        st.frame_tx.stream_data_blocked
-                    );
-                    tokio::time::sleep(Duration::from_millis(25)).await;
-                }
-            });
-        }
         self.active = Some(Active {
             connection,
             heard,

@@ -134,9 +134,9 @@ async fn what_a_wire_does_may_change_while_it_is_in_use() {
         }
         // A connection of a client goes on from its new port. A link has to be made anew: nodes stay where they are.
         for wire in [&net.link, &net.quic[0], &net.quic[1]] {
-            let before = wire.ports();
+            let before = wire.moves();
             wire.change_ports();
-            eventually("it is seen at another port", || wire.ports() > before).await;
+            eventually("it is seen at another port", || wire.moves() > before).await;
             talk.goes_on(100).await;
         }
     })

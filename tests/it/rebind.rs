@@ -20,9 +20,11 @@ async fn keeps_its_connection(change: impl Fn(&trunkline::Client, &Relay)) {
         let handshakes = wire.handshakes();
         for number in 1..=MOVES {
             change(&client, &wire);
+            // What was under way before may be all that is heard at first.
+            eventually("the node sees it elsewhere", || wire.moves() == number).await;
             talk.goes_on(100).await;
-            assert_eq!(wire.ports(), 1 + number, "ports that the node has seen it at");
         }
+        assert_eq!(wire.moves(), MOVES, "moves that the node has seen");
         // Whoever comes back to its session has to shake hands first.
         assert_eq!(wire.handshakes(), handshakes, "packets of handshakes");
         talk.end();

@@ -37,8 +37,10 @@ struct Ways {
     chance: StdRng,
     /// The ports are those of this generation; earlier ones are closed.
     generation: usize,
-    /// How many ports there were.
-    ports: usize,
+    /// Where the latest datagram there came from, in which generation.
+    latest: Option<(SocketAddr, usize)>,
+    /// How often that changed.
+    moves: usize,
 }
 
 /// What gets through in one direction.
@@ -71,7 +73,8 @@ impl Relay {
             back: Way::default(),
             chance: StdRng::seed_from_u64(seed),
             generation: 0,
-            ports: 0,
+            latest: None,
+            moves: 0,
         }));
         let mut task = JoinSet::new();
         task.spawn(pass_on(front, to, Arc::clone(&ways)));
@@ -124,9 +127,10 @@ impl Relay {
         self.ways.lock().generation += 1;
     }
 
-    /// At how many ports the other side has seen someone.
-    pub(crate) fn ports(&self) -> usize {
-        self.ways.lock().ports
+    /// How often the other side has seen a datagram come from another port than the one before it: with one who writes
+    /// here, how often that one has moved. Not a number of ports, as the system may give a port out again.
+    pub(crate) fn moves(&self) -> usize {
+        self.ways.lock().moves
     }
 
     /// How often someone has tried to connect, counted in datagrams.
@@ -167,6 +171,17 @@ fn lossy(loss: f64) -> Settings {
 
 fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+impl Ways {
+    /// Notes where a datagram comes from. Gives the generation of the ports.
+    fn comes_from(&mut self, dialler: SocketAddr) -> usize {
+        let latest = self.latest.replace((dialler, self.generation));
+        if latest.is_some() && latest != self.latest {
+            self.moves += 1;
+        }
+        self.generation
+    }
 }
 
 impl Way {
@@ -276,13 +291,12 @@ async fn pass_on(front: UdpSocket, to: SocketAddr, ways: Arc<Mutex<Ways>>) {
         let next = wire.next();
         tokio::select! {
             received = front.recv_from(&mut buffer) => if let Ok((length, dialler)) = received {
-                let generation = ways.lock().generation;
+                let generation = ways.lock().comes_from(dialler);
                 let known = ports.get(&dialler).filter(|port| port.generation == generation);
                 let by = match known {
                     Some(port) => Arc::clone(&port.socket),
                     None => {
                         let socket = Arc::new(UdpSocket::bind(any_port()).await.unwrap());
-                        ways.lock().ports += 1;
                         let port = Port { socket: Arc::clone(&socket), generation };
                         ports.insert(dialler, port);
                         readers.spawn(read(Arc::clone(&socket), dialler, generation, answered.clone()));
