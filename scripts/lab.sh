@@ -218,6 +218,6 @@ mkdir -p "$out"
 "$bin/trunkline-lab-report" --figures "$temp/json" --out "$out" --seconds "$seconds" \
     --fact "Date: $(date -u +%F)" \
     --fact "Machine: $(nproc) cores, ${cpu:-$(uname -m)}" \
-    --fact "Kernel: $(uname -sr)" \
+    --fact "Kernel: $(uname -s) $(uname -r | grep -oE '^[0-9]+\.[0-9]+')" \
     --fact "Versions: $versions"
 echo "written: $out/lab.md, $out/lab.svg"

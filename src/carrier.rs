@@ -7,6 +7,7 @@
 //! on.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,16 @@ impl Drop for BreakOff {
         if let Some(connection) = &self.0 {
             connection.close(close::DUPLICATE, b"another connection takes its place");
         }
+    }
+}
+
+/// Closes a connection before its streams are dropped: quinn ends a stream that is dropped as if all had been written,
+/// and the other side would take the beginning of a message for the whole.
+struct CloseFirst<'a>(&'a Connection);
+
+impl Drop for CloseFirst<'_> {
+    fn drop(&mut self) {
+        self.0.close(close::DONE, b"this side has ended it");
     }
 }
 
@@ -241,6 +252,8 @@ pub(crate) struct Carrier<'a, T, C, H> {
     pub(crate) handler: &'a H,
     /// The most bytes of a message's stream.
     pub(crate) max_stream: usize,
+    /// How much is taken in before the other tasks come.
+    pub(crate) turn: Turn,
     /// `None`: QUIC's own idle timeout is enough.
     pub(crate) liveness: Option<Liveness>,
     /// When the other side was last heard of.
@@ -330,12 +343,19 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         let ControlStream { send, recv, buffer } = control;
         // Pongs owed: read by one future, written by another of the same task.
         let pong = Mutex::new(None);
+        let mut receive_messages = pin!(self.receive_messages());
+        let mut receive_control = pin!(self.receive_control(recv, buffer, &pong));
+        let mut send_messages = pin!(self.send_messages());
+        let mut send_control = pin!(self.send_control(send, &pong));
+        let mut watch = pin!(self.watch());
+        // Behind them, so dropped before them, also when nobody waits for this any more.
+        let _closed_first = CloseFirst(self.connection);
         let ended = tokio::select! {
-            ended = self.receive_messages() => ended,
-            ended = self.receive_control(recv, buffer, &pong) => ended,
-            ended = self.send_messages() => ended,
-            ended = self.send_control(send, &pong) => ended,
-            ended = self.watch() => ended,
+            ended = &mut receive_messages => ended,
+            ended = &mut receive_control => ended,
+            ended = &mut send_messages => ended,
+            ended = &mut send_control => ended,
+            ended = &mut watch => ended,
         };
         let (Ok(ended) | Err(ended)) = ended;
         self.connection.close(ended.close_code(), ended.to_string().as_bytes());
@@ -385,7 +405,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     async fn receive_messages(&self) -> Result<Ended, Ended> {
         let reading = AtomicUsize::new(0);
         let mut reads = FuturesUnordered::new();
-        let mut turn = Turn::new();
+        let mut turn = self.turn.clone();
         loop {
             tokio::select! {
                 stream = self.connection.accept_uni() => reads.push(self.read_stream(stream?, &reading)),
@@ -440,7 +460,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         mut buffer: BytesMut,
         pong: &Mutex<Option<u64>>,
     ) -> Result<Ended, Ended> {
-        let mut turn = Turn::new();
+        let mut turn = self.turn.clone();
         loop {
             while let Some(frame) = self.codec.read_frame(&mut buffer)? {
                 self.heard.touch(Instant::now());
@@ -461,7 +481,11 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 turn.item().await;
             }
             match recv.read_chunk(CONTROL_READ, true).await? {
-                Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+                Some(chunk) => {
+                    buffer.extend_from_slice(&chunk.bytes);
+                    // Lines that mean nothing are passed over and make no frame.
+                    turn.bytes(chunk.bytes.len()).await;
+                }
                 None => return Err(Ended::NoControl),
             }
             // The allocation of one long frame is not kept for the life of the connection.

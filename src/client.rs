@@ -5,8 +5,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ use crate::flow::Flow;
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
+use crate::turn::Turn;
 use crate::wire::client::{
     self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, Resume, ResumeOffer, Welcome,
 };
@@ -129,7 +130,8 @@ pub enum Unsettled {
 /// Dropped without that, it ends as unknown (`recipient-gone`): the program may have looked at it.
 #[derive(Debug)]
 pub struct Delivery {
-    shared: Arc<Shared>,
+    /// Not the client itself: that could not close while a program keeps this.
+    shared: Weak<Shared>,
     /// Taken out by `accept`.
     tag: Option<Tag>,
     message: Received,
@@ -148,8 +150,8 @@ impl Delivery {
     }
 
     fn end(&mut self, outcome: Outcome) {
-        if let Some(tag) = self.tag.take() {
-            self.shared.exchange.finish(&[(tag, outcome)]);
+        if let (Some(tag), Some(shared)) = (self.tag.take(), self.shared.upgrade()) {
+            shared.exchange.finish(&[(tag, outcome)]);
         }
     }
 }
@@ -392,7 +394,7 @@ impl Client {
     pub async fn receive_unsettled(&self) -> Option<Unsettled> {
         Some(match self.events.lock().await.recv().await? {
             Queued::Message(tag, message) => Unsettled::Message(Delivery {
-                shared: Arc::clone(&self.shared),
+                shared: Arc::downgrade(&self.shared),
                 tag: Some(tag),
                 message,
             }),
@@ -451,8 +453,9 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.stop.cancel();
+        // Before its streams end: see `Carrier`.
         self.shared.connection.lock().close(close::DONE, b"the client has left");
+        self.stop.cancel();
     }
 }
 
@@ -570,6 +573,7 @@ async fn carry(
             codec: &codec,
             handler: &handler,
             max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
+            turn: Turn::new(),
             liveness: None,
             heard: &heard,
         };
@@ -961,6 +965,23 @@ mod tests {
     #[tokio::test]
     async fn a_client_whose_socket_fails_again_and_again_loses_and_repeats_nothing() {
         survives(DEATHS, Dead { fails: true }).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_closes_while_its_program_keeps_a_message_that_it_has_not_accepted() {
+        let (node, certs) = node().await;
+        let quic: NodeName = node.quic_addr().to_string().parse().unwrap();
+        let client = Client::connect(&quic, certs.path()).await.unwrap();
+        let peer = Client::connect(&quic, certs.path()).await.unwrap();
+        let receipt = peer.send_with_receipt(client.address(), "kept").await.unwrap();
+        let kept = timeout(DEADLINE, client.receive_unsettled()).await.unwrap();
+        assert!(matches!(kept, Some(Unsettled::Message(_))), "{kept:?}");
+        timeout(DEADLINE, client.close()).await.unwrap();
+        let end = timeout(DEADLINE, receipt).await.unwrap();
+        assert_eq!(end, Outcome::Unknown(Code::RecipientGone));
+        drop(kept);
+        peer.close().await;
+        node.shutdown().await;
     }
 
     #[tokio::test]

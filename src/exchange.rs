@@ -32,8 +32,7 @@ pub(crate) struct Exchange<T> {
     endpoint: Mutex<Endpoint<Message, T, Incoming>>,
     /// What the other side may have under way.
     incoming: Bounds,
-    /// When the message that is the oldest unsettled one now became that.
-    progress: Mutex<Instant>,
+    progress: Mutex<Progress>,
     /// There may be something to transmit.
     transmit: Notify,
     /// There may be a control frame to send.
@@ -45,13 +44,34 @@ pub(crate) struct Exchange<T> {
     conversations: RandomState,
 }
 
+/// How the oldest unsettled message gets on.
+#[derive(Debug)]
+struct Progress {
+    /// When it became that.
+    since: Instant,
+    /// How long the other side was away since then, up to its present absence.
+    away: Duration,
+    /// Since when the other side is away.
+    gone: Option<Instant>,
+}
+
+impl Progress {
+    fn start(&mut self) {
+        (self.since, self.away) = (Instant::now(), Duration::ZERO);
+    }
+}
+
 impl<T> Exchange<T> {
     /// An exchange that keeps at most `outgoing` for the other side, and at most `incoming` from it.
     pub(crate) fn new(outgoing: Bounds, incoming: Bounds) -> Self {
         Self {
             endpoint: Mutex::new(Endpoint::new(outgoing, incoming)),
             incoming,
-            progress: Mutex::new(Instant::now()),
+            progress: Mutex::new(Progress {
+                since: Instant::now(),
+                away: Duration::ZERO,
+                gone: None,
+            }),
             transmit: Notify::new(),
             control: Notify::new(),
             room: Notify::new(),
@@ -69,7 +89,7 @@ impl<T> Exchange<T> {
         }
         let now = Instant::now();
         if endpoint.sender.is_idle() {
-            *self.progress.lock() = now;
+            self.progress.lock().start();
         }
         let wake = !endpoint.sender.wants_transmit();
         let size = message.size();
@@ -129,7 +149,7 @@ impl<T> Exchange<T> {
             self.transmit.notify_one();
         }
         if moved {
-            *self.progress.lock() = Instant::now();
+            self.progress.lock().start();
         }
         if !settled.is_empty() {
             self.room.notify_waiters();
@@ -152,7 +172,12 @@ impl<T> Exchange<T> {
         endpoint.control(Control::Sync(taken.clone()))?;
         let wants_transmit = endpoint.sender.wants_transmit();
         drop(endpoint);
-        *self.progress.lock() = Instant::now();
+        {
+            let mut progress = self.progress.lock();
+            if let Some(gone) = progress.gone.take() {
+                progress.away += gone.elapsed();
+            }
+        }
         if wants_transmit {
             self.transmit.notify_one();
         }
@@ -174,6 +199,9 @@ impl<T> Exchange<T> {
     /// The connection is gone; the other side was last heard of at `heard`.
     pub(crate) fn disconnected(&self, heard: Instant) {
         self.endpoint.lock().disconnected(heard);
+        self.progress.lock().gone.get_or_insert_with(Instant::now);
+        // Who waits for room is to see that there may be none for long.
+        self.room.notify_waiters();
     }
 
     /// The other side is another process than before; messages not sent yet for which `keep` does not hold end.
@@ -229,11 +257,17 @@ impl<T> Exchange<T> {
         self.control.notify_one();
     }
 
-    /// Waits until the other side has left the oldest unsettled message without an end for as long as `stall`.
-    pub(crate) async fn stalled(&self, stall: Duration) {
+    /// Waits until the other side has left the oldest unsettled message without an end for as long as `stall`. While it
+    /// was away it could not end it, but for no longer than `grace` in all: who keeps coming back must get on, too.
+    pub(crate) async fn stalled(&self, stall: Duration, grace: Duration) {
         loop {
-            let since = *self.progress.lock();
-            let deadline = if self.is_idle() { Instant::now() } else { since } + stall;
+            // In this order: a first message that comes in between has not waited yet.
+            let idle = self.is_idle();
+            let deadline = {
+                let progress = self.progress.lock();
+                let since = if idle { Instant::now() } else { progress.since };
+                since + stall + progress.away.min(grace)
+            };
             if deadline <= Instant::now() {
                 return;
             }
@@ -288,6 +322,50 @@ mod tests {
     use crate::delivery::Report;
     use futures_util::FutureExt;
 
+    fn message() -> Message {
+        Message {
+            from: "n:1:a".parse().unwrap(),
+            to: "n:2:b".parse().unwrap(),
+            body: "x".into(),
+        }
+    }
+
+    #[test]
+    fn who_waits_for_room_is_woken_when_the_connection_is_lost() {
+        let bounds = Bounds {
+            messages: 1,
+            bytes: 1000,
+        };
+        let exchange = Exchange::new(bounds, bounds);
+        exchange.connected_knowing(&RangeSet::new()).unwrap();
+        exchange.submit(message(), 1).unwrap();
+        assert!(exchange.submit(message(), 2).is_err());
+        let room = exchange.room();
+        exchange.disconnected(Instant::now());
+        assert!(room.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn coming_back_is_no_progress() {
+        let bounds = Bounds {
+            messages: 1,
+            bytes: 1000,
+        };
+        let (stall, grace) = (Duration::from_millis(50), Duration::from_millis(30));
+        let exchange = Exchange::new(bounds, bounds);
+        exchange.connected_knowing(&RangeSet::new()).unwrap();
+        exchange.submit(message(), 1).unwrap();
+        let submitted = Instant::now();
+        while exchange.stalled(stall, grace).now_or_never().is_none() {
+            // Away all the time: of that no more counts than the grace.
+            exchange.disconnected(Instant::now());
+            exchange.connected_knowing(&RangeSet::new()).unwrap();
+            assert!(submitted.elapsed() < 100 * stall, "it never stalls");
+            std::thread::yield_now();
+        }
+        assert!(submitted.elapsed() >= stall);
+    }
+
     #[test]
     fn a_confirmation_that_is_due_wakes_the_carrier() {
         let bounds = Bounds {
@@ -298,12 +376,7 @@ mod tests {
         exchange.connected_knowing(&RangeSet::new()).unwrap();
         exchange.control_ready().now_or_never();
         for ticket in 0..10 {
-            let message = Message {
-                from: "n:1:a".parse().unwrap(),
-                to: "n:2:b".parse().unwrap(),
-                body: "x".into(),
-            };
-            exchange.submit(message, ticket).unwrap();
+            exchange.submit(message(), ticket).unwrap();
         }
         exchange.transmit(|_, _, _| true);
         assert!(exchange.control_ready().now_or_never().is_none());

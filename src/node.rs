@@ -268,6 +268,7 @@ impl Node {
         let in_time = all_ended();
         if !in_time {
             warn!(%name, clients = router.registry().len(), "the grace is over: giving up what is left");
+            router.give_up();
             for link in router.links() {
                 settle_all(link.exchange().give_up(Code::ShuttingDown));
             }
@@ -329,6 +330,10 @@ fn check(limits: &Limits) -> Result<(), StartError> {
     ];
     match bounds.iter().find(|(_, bound)| *bound == 0) {
         Some((flag, _)) => Err(StartError::Config(format!("{flag} is 0: nothing could ever pass"))),
+        None if limits.stall.is_zero() => {
+            let text = "--stall is 0: each client would be disconnected at once".to_owned();
+            Err(StartError::Config(text))
+        }
         None => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// Why a message was refused, its fate is unknown, or a line could not be followed.
 ///
-/// One set for every transport, for the links and for the metrics. On the wire a code is its [name](Code::as_str);
+/// One set for every transport and for the links. On the wire a code is its [name](Code::as_str);
 /// on a link it is its [number](Code::number).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]

@@ -19,6 +19,7 @@ pub(crate) struct Router {
     registry: Arc<Registry>,
     links: DashMap<NodeName, Arc<Link>>,
     draining: AtomicBool,
+    giving_up: AtomicBool,
 }
 
 /// A message that has to wait for room on a link.
@@ -36,6 +37,7 @@ impl Router {
             registry: Arc::new(Registry::new()),
             links: DashMap::new(),
             draining: AtomicBool::new(false),
+            giving_up: AtomicBool::new(false),
         }
     }
 
@@ -69,8 +71,17 @@ impl Router {
         self.draining.store(true, Ordering::Release);
     }
 
+    /// From now on messages of clients here are refused too: what they would wait for is given up.
+    pub(crate) fn give_up(&self) {
+        self.giving_up.store(true, Ordering::Release);
+    }
+
     /// Passes on a message of a client here.
     pub(crate) fn route(&self, message: Message, ticket: Ticket) -> Result<(), Blocked> {
+        if self.giving_up.load(Ordering::Acquire) {
+            ticket.settle(Outcome::Refused(Code::ShuttingDown));
+            return Ok(());
+        }
         if message.to.node == self.name {
             self.deliver(message, ticket);
             return Ok(());
@@ -146,6 +157,33 @@ mod tests {
         }
         let codes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
         assert_eq!(codes, [Code::NoSuchClient, Code::ShuttingDown].map(Outcome::Refused));
+    }
+
+    #[test]
+    fn nothing_goes_on_into_what_is_given_up() {
+        let router = Router::new("n:1".parse().unwrap());
+        let own: NodeName = "n:1".parse().unwrap();
+        let peer: NodeName = "n:2".parse().unwrap();
+        let bounds = Bounds {
+            messages: 1,
+            bytes: 1000,
+        };
+        let link = router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds).0);
+        let ends = Arc::new(Ends::default());
+        router.give_up();
+        for (number, to) in [(0, "n:1:b"), (1, "n:2:b")] {
+            let message = Message {
+                from: "n:1:a".parse().unwrap(),
+                to: to.parse().unwrap(),
+                body: "x".into(),
+            };
+            let tag = Tag { number, incarnation: 0 };
+            let origin = Arc::<Ends>::clone(&ends);
+            assert!(router.route(message, Ticket { origin, tag }).is_ok());
+        }
+        let outcomes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
+        assert_eq!(outcomes, [Outcome::Refused(Code::ShuttingDown); 2]);
+        assert!(link.exchange().is_idle());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -41,8 +41,12 @@ const WRITE: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 64 << 20;
 
+/// How many clients for which there is no place may be told so at once; more are closed without a word.
+const TURNED_AWAY: usize = 64;
+
 /// Accepts legacy clients until the node stops.
 pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
+    let turned_away = Arc::new(Semaphore::new(TURNED_AWAY));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -51,13 +55,15 @@ pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
         };
         match accepted {
             Ok((socket, remote)) => {
-                let context = Arc::clone(&context);
+                let (context, turned_away) = (Arc::clone(&context), Arc::clone(&turned_away));
                 context.tracker.clone().spawn(async move {
                     match context.admit() {
                         Some(admission) => serve(socket, &context, admission).await,
                         None => {
                             debug!(%remote, "refused: as many clients as there may be");
-                            turn_away(socket).await;
+                            if let Ok(_place) = turned_away.try_acquire() {
+                                turn_away(socket).await;
+                            }
                         }
                     }
                 });
@@ -195,7 +201,7 @@ impl LineSession {
             // The queue does not end before the reading does, so this is an error.
             written = &mut writing => return written.map(|()| Stop::Broken),
             stop = reading => stop,
-            () = context.phase.reached(Phase::Closing) => Stop::Broken,
+            () = context.phase.reached(Phase::Closing) => return Ok(Stop::Draining),
         };
         if stop != Stop::Broken {
             tokio::select! {
@@ -409,6 +415,8 @@ async fn write(mut writer: WriteHalf<'_>, outbox: &Outbox, stall: Duration) -> i
 
 /// Lets the client read what was written to it before the connection is closed.
 async fn linger(socket: &mut TcpStream) {
+    // Fails where the other side is gone.
+    let _ = socket.shutdown().await;
     let discard = async {
         let mut waste = vec![0; 64 * 1024];
         let mut total = 0;

@@ -10,6 +10,10 @@ use crate::outcome::Outcome;
 /// The most ranges or failures one [`Report`] carries, so that a control frame stays small. Tests reach a small one.
 const REPORT_LIMIT: usize = if cfg!(test) { 2 } else { 1024 };
 
+/// How many runs of delivered messages, not told yet, are looked through for those that follow each other. Tests reach a
+/// small one.
+const PUT_TOGETHER_FROM: usize = if cfg!(test) { 4 } else { 4096 };
+
 /// How messages ended, as told to their sender.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Report {
@@ -44,12 +48,16 @@ pub(crate) struct Receiver<M> {
     ended: RangeSet,
     /// The ends other than delivery that the sender may not know yet.
     failures: BTreeMap<u64, Outcome>,
-    /// The failed numbers of each report that was told on the present connection and is not confirmed.
-    told: VecDeque<Vec<u64>>,
+    /// How many reports were told on the present connection.
+    reports: u64,
+    /// The failed numbers of each of them that had some and is not confirmed, by which report it was.
+    told: VecDeque<(u64, Vec<u64>)>,
     /// What the sender confirmed last: every number below `below` is settled there.
     confirmed: Confirm,
     /// What is still to be told on the present connection.
     report: Report,
+    /// At so many runs of delivered messages they are put together.
+    put_together_at: usize,
     incarnation: u32,
     /// There is one connection and no other, so what was told is known.
     tells_once: bool,
@@ -65,9 +73,11 @@ impl<M> Receiver<M> {
             held_largest: 0,
             ended: RangeSet::new(),
             failures: BTreeMap::new(),
+            reports: 0,
             told: VecDeque::new(),
             confirmed: Confirm::default(),
             report: Report::default(),
+            put_together_at: PUT_TOGETHER_FROM,
             incarnation: 0,
             tells_once: false,
         }
@@ -109,7 +119,11 @@ impl<M> Receiver<M> {
             // What a sender that keeps to its bounds has not confirmed: at most a window unsettled, and as many settled
             // as it may put off telling. Numbers given up before they were transmitted leave gaps like those under way.
             // And some more may settle while a confirmation is on its way, or is lost with its connection.
-            let unconfirmed = 4 * (self.bounds.messages + CONFIRM_EVERY as usize);
+            let unconfirmed = self
+                .bounds
+                .messages
+                .saturating_add(CONFIRM_EVERY as usize)
+                .saturating_mul(4);
             if self.taken.ranges().len() >= unconfirmed || self.failures.len() >= unconfirmed {
                 return Err(Violation::OverBounds);
             }
@@ -145,7 +159,7 @@ impl<M> Receiver<M> {
         match outcome {
             Outcome::Delivered => match self.report.delivered.last_mut() {
                 Some((_, last)) if *last + 1 == number => *last = number,
-                _ => self.report.delivered.push((number, number)),
+                _ => self.report_alone(number),
             },
             Outcome::Refused(_) | Outcome::Unknown(_) => {
                 self.failures.insert(number, outcome);
@@ -177,26 +191,26 @@ impl<M> Receiver<M> {
             for failure in &report.failed {
                 self.failures.remove(&failure.number);
             }
-        } else {
-            self.told
-                .push_back(report.failed.iter().map(|failure| failure.number).collect());
+        } else if !report.failed.is_empty() {
+            let failed = report.failed.iter().map(|failure| failure.number).collect();
+            self.told.push_back((self.reports, failed));
         }
+        self.reports += 1;
         Some(report)
     }
 
     /// The sender has settled every number below a mark, and all that the first reports on this connection told: it
     /// will neither send them again nor ask about them.
     pub(crate) fn confirm(&mut self, confirm: Confirm) -> Result<(), Violation> {
-        let known = confirm.reports.saturating_sub(self.confirmed.reports);
-        if known > self.told.len() as u64 {
+        if confirm.reports > self.reports {
             return Err(Violation::NeverSent);
         }
-        for _ in 0..known {
-            for number in self.told.pop_front().unwrap_or_default() {
+        while let Some((_, failed)) = self.told.pop_front_if(|(report, _)| *report < confirm.reports) {
+            for number in failed {
                 self.failures.remove(&number);
             }
         }
-        self.confirmed.reports += known;
+        self.confirmed.reports = self.confirmed.reports.max(confirm.reports);
         if confirm.below > self.confirmed.below {
             self.confirmed.below = confirm.below;
             self.taken.fill_below(confirm.below);
@@ -221,8 +235,7 @@ impl<M> Receiver<M> {
                 .map(|(&number, &outcome)| Failure { number, outcome })
                 .collect(),
         };
-        self.told.clear();
-        self.confirmed.reports = 0;
+        self.forget_told();
         let mut runs = vec![(self.confirmed.below, self.ended.below())];
         runs.extend(self.ended.ranges().map(|(first, last)| (first, last + 1)));
         for (mut first, end) in runs {
@@ -244,7 +257,7 @@ impl<M> Receiver<M> {
         self.held.clear();
         (self.held_bytes, self.held_largest) = (0, 0);
         self.report = Report::default();
-        self.told.clear();
+        self.forget_told();
     }
 
     /// The process at the other side is another one than before: its numbers start anew.
@@ -253,6 +266,30 @@ impl<M> Receiver<M> {
             incarnation: self.incarnation.wrapping_add(1),
             ..Self::new(self.bounds)
         };
+    }
+
+    /// A message was delivered that does not follow the one before. Where many do, in any order, they may still make few
+    /// runs: a client that takes no reports does not have a list of each of its messages kept.
+    fn report_alone(&mut self, number: u64) {
+        let delivered = &mut self.report.delivered;
+        delivered.push((number, number));
+        if delivered.len() < self.put_together_at {
+            return;
+        }
+        delivered.sort_unstable();
+        delivered.dedup_by(|&mut (first, last), (_, before)| {
+            let follows = *before + 1 == first;
+            if follows {
+                *before = last;
+            }
+            follows
+        });
+        self.put_together_at = PUT_TOGETHER_FROM.max(2 * delivered.len());
+    }
+
+    fn forget_told(&mut self) {
+        self.told.clear();
+        (self.reports, self.confirmed.reports) = (0, 0);
     }
 
     /// How many messages wait for the one they name.
@@ -437,6 +474,43 @@ mod tests {
         receiver.disconnected();
         receiver.connected();
         assert_eq!(receiver.poll_report(), None);
+    }
+
+    #[test]
+    fn ends_in_another_order_than_the_numbers_are_kept_as_runs_while_nobody_takes_the_reports() {
+        let mut receiver = receiver();
+        for number in 1..=1000 {
+            message(&mut receiver, number, 0, "").unwrap();
+        }
+        // Two at a time, the second first.
+        for number in (1..=1000).step_by(2) {
+            receiver.finish(0, number + 1, Outcome::Delivered);
+            receiver.finish(0, number, Outcome::Delivered);
+            assert!(receiver.report.delivered.len() <= PUT_TOGETHER_FROM);
+        }
+        let told: u64 = std::iter::from_fn(|| receiver.poll_report())
+            .flat_map(|report| report.delivered)
+            .map(|(first, last)| last - first + 1)
+            .sum();
+        assert_eq!(told, 1000);
+    }
+
+    #[test]
+    fn reports_without_failures_are_counted_and_not_kept_until_they_are_confirmed() {
+        let mut receiver = receiver();
+        for number in 1..=100 {
+            message(&mut receiver, number, 0, "").unwrap();
+            let outcome = if number == 50 { GONE } else { Outcome::Delivered };
+            receiver.finish(0, number, outcome);
+            assert!(receiver.poll_report().is_some());
+        }
+        assert_eq!(receiver.told.len(), 1);
+        receiver.confirm(Confirm { below: 1, reports: 49 }).unwrap();
+        assert_eq!(receiver.failures.len(), 1);
+        receiver.confirm(Confirm { below: 1, reports: 50 }).unwrap();
+        assert_eq!((receiver.failures.len(), receiver.told.len()), (0, 0));
+        let never = Confirm { below: 1, reports: 101 };
+        assert_eq!(receiver.confirm(never), Err(Violation::NeverSent));
     }
 
     #[test]

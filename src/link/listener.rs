@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use quinn::{ConnectionError, Endpoint, Incoming, TransportErrorCode};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -18,6 +19,10 @@ use crate::tls::peer_node;
 /// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
 /// authority, so only a cluster of a thousand nodes comes here.
 const MAX_LINKS: usize = 1024;
+
+/// How many connections may be on their way to being a link at once; more are not answered, and dial again. With what each
+/// may send before it is known, that is some 60 MB at most.
+const GREETINGS: usize = 1024;
 
 /// The link to this node: the one there is, or a new one with a supervisor of its own that dials `target`.
 pub(crate) fn ensure_link(
@@ -41,6 +46,7 @@ pub(crate) fn ensure_link(
 
 /// Accepts links until the node leaves, and refuses them then, until it stops.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracker: TaskTracker) {
+    let greetings = Arc::new(Semaphore::new(GREETINGS));
     loop {
         let incoming = tokio::select! {
             biased;
@@ -64,8 +70,13 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
             let _ = incoming.retry();
             continue;
         }
+        let Ok(greeting) = Arc::clone(&greetings).try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
         let (context, inner) = (Arc::clone(&context), tracker.clone());
         tracker.spawn(async move {
+            let _greeting = greeting;
             let phase = context.phase.clone();
             tokio::select! {
                 () = phase.reached(Phase::Stopped) => {}

@@ -30,6 +30,7 @@ use crate::outcome::Outcome;
 use crate::phase::{Follow, Phase};
 use crate::router::Router;
 use crate::tls::PeerError;
+use crate::turn::Turn;
 use crate::wire::link as wire;
 
 /// How often each node pings the other.
@@ -254,6 +255,7 @@ impl Supervisor {
                     max_stream: codec.max_message + wire::MAX_HEADER,
                     codec: &codec,
                     handler: &handler,
+                    turn: Turn::of_link(),
                     liveness: Some(Liveness { ping: PING, silence }),
                     heard: &heard,
                 };

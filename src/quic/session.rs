@@ -298,6 +298,7 @@ impl Session {
             },
             handler: &handler,
             max_stream: wire::MAX_HEADER + limits.max_message,
+            turn: Turn::new(),
             liveness: None,
             heard: &heard,
         };
@@ -313,7 +314,7 @@ impl Session {
                 ended => Gone::ForGood(ended.to_string()),
             },
             arrival = replaced => Gone::Replaced(arrival),
-            () = self.exchange.stalled(limits.stall) => {
+            () = self.exchange.stalled(limits.stall, limits.resume_grace) => {
                 Gone::ForGood(format!("it took nothing for {:?}", limits.stall))
             }
         }
