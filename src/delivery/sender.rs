@@ -22,6 +22,11 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
+    /// Whether one more message may come: in bytes, one may go over.
+    fn are_below(self, bounds: Self) -> bool {
+        self.messages < bounds.messages && self.bytes < bounds.bytes
+    }
+
     /// What both sides can keep.
     pub(crate) fn min(self, other: Self) -> Self {
         Self {
@@ -76,6 +81,8 @@ pub(crate) struct Sender<M, T> {
     conversations: HashMap<u64, u64>,
     bytes: usize,
     bounds: Bounds,
+    /// What of the unsettled was sent.
+    under_way: Bounds,
     /// Everything below was transmitted on the present connection, or needs no transmission.
     cursor: u64,
     connected: bool,
@@ -99,6 +106,7 @@ impl<M, T> Sender<M, T> {
             conversations: HashMap::new(),
             bytes: 0,
             bounds,
+            under_way: Bounds { messages: 0, bytes: 0 },
             cursor: 1,
             connected: false,
             lost_at: None,
@@ -113,7 +121,11 @@ impl<M, T> Sender<M, T> {
     /// Whether one more message may be submitted. One message may go over the bound in bytes, so that a bound
     /// smaller than a message does not stop it for ever.
     pub(crate) fn has_room(&self) -> bool {
-        self.bytes < self.bounds.bytes && self.unsettled.len() < self.bounds.messages
+        let unsettled = Bounds {
+            messages: self.unsettled.len(),
+            bytes: self.bytes,
+        };
+        unsettled.are_below(self.bounds)
     }
 
     /// Whether nothing is unsettled.
@@ -151,7 +163,7 @@ impl<M, T> Sender<M, T> {
         });
     }
 
-    /// Whether [`poll_transmit`](Self::poll_transmit) would give a message.
+    /// Whether [`poll_transmit`](Self::poll_transmit) would give a message, or will once some have ended.
     pub(crate) fn wants_transmit(&self) -> bool {
         self.connected && self.cursor < self.unsettled.next_number()
     }
@@ -166,8 +178,14 @@ impl<M, T> Sender<M, T> {
                 self.cursor = self.unsettled.next_number();
                 return None;
             };
+            let entry = self.unsettled.get(number)?;
+            // The other side keeps less than what was taken here while it was not known.
+            if !entry.sent && !self.under_way.are_below(self.bounds) {
+                return None;
+            }
+            let taken = entry.taken;
             self.cursor = number + 1;
-            if !self.unsettled.get(number)?.taken {
+            if !taken {
                 break number;
             }
         };
@@ -175,7 +193,10 @@ impl<M, T> Sender<M, T> {
         let after = self.unsettled.get(number)?.after;
         let after = if self.unsettled.get(after).is_some() { after } else { 0 };
         let entry = self.unsettled.get_mut(number)?;
-        entry.sent = true;
+        if !std::mem::replace(&mut entry.sent, true) {
+            self.under_way.messages += 1;
+            self.under_way.bytes += entry.size;
+        }
         Some(Transmit {
             number,
             after,
@@ -343,6 +364,10 @@ impl<M, T> Sender<M, T> {
             return;
         };
         self.bytes -= entry.size;
+        if entry.sent {
+            self.under_way.messages -= 1;
+            self.under_way.bytes -= entry.size;
+        }
         if self.conversations.get(&entry.conversation) == Some(&number) {
             self.conversations.remove(&entry.conversation);
         }
@@ -475,6 +500,33 @@ mod tests {
         sender.disconnected(now);
         sender.connected(&RangeSet::from_parts(1, [(2, 3)])).unwrap();
         sender.report(&[(2, 3)], &[]).unwrap();
+    }
+
+    #[test]
+    fn what_waited_for_another_side_that_keeps_less_goes_there_bit_by_bit() {
+        let (mut sender, now) = (sender(), Instant::now());
+        for message in 1..=10 {
+            sender.submit(now, message, 1, message as u32, message as u32);
+        }
+        sender.set_bounds(Bounds {
+            messages: 4,
+            bytes: 1000,
+        });
+        sender.connected(&RangeSet::new()).unwrap();
+        let numbers = |sender: &mut Sender<u32, u32>| transmitted(sender).iter().map(|(number, ..)| *number).collect();
+        let first: Vec<_> = numbers(&mut sender);
+        assert_eq!(first, [1, 2, 3, 4]);
+        assert!(sender.wants_transmit());
+        sender.report(&[(2, 3)], &[]).unwrap();
+        let more: Vec<_> = numbers(&mut sender);
+        assert_eq!(more, [5, 6]);
+        // On another connection the same ones come again, and no more.
+        sender.disconnected(now);
+        sender.connected(&RangeSet::new()).unwrap();
+        let again: Vec<_> = numbers(&mut sender);
+        assert_eq!(again, [1, 4, 5, 6]);
+        sender.report(&[(1, 1), (4, 6)], &[]).unwrap();
+        assert_eq!(transmitted(&mut sender).len(), 4);
     }
 
     #[test]

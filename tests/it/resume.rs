@@ -145,11 +145,13 @@ async fn a_message_is_delivered_when_the_program_accepts_it() {
 #[tokio::test]
 async fn a_client_goes_on_from_another_port() {
     let cluster = Cluster::start(1).await;
-    let client = connect_quic(cluster.nodes[0].quic_addr(), &cluster.certs).await;
+    let wire = Relay::bad_to(cluster.nodes[0].quic_addr(), &Settings::default()).await;
+    let client = connect_quic(wire.addr(), &cluster.certs).await;
     let mut legacy = cluster.line(0).await;
     let address = client.address().clone();
-    for body in ["1", "2"] {
+    for (moves, body) in [(1, "1"), (2, "2")] {
         client.rebind().unwrap();
+        eventually("the node sees it elsewhere", || wire.moves() == moves).await;
         legacy.say_with_id(&address, body, body).await;
         expect(&client, &legacy.address, body).await;
         legacy.reader.expect_delivered(body).await;

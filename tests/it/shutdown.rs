@@ -4,11 +4,12 @@ use std::net::{TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::time::timeout;
 use trunkline::client::Event;
 use trunkline::{Code, Node};
 
 use crate::support::{
-    Certs, Cluster, LineClient, LineReader, NodeCommand, Process, connect_quic, eventually, message_line,
+    Certs, Cluster, HELD, LineClient, LineReader, NodeCommand, Process, connect_quic, eventually, message_line,
     message_line_with_id, name, node_config, within,
 };
 
@@ -193,6 +194,47 @@ async fn what_can_not_end_is_given_up_when_the_grace_is_over_and_its_senders_are
     }
 }
 
+/// Half of the lines of a sender whose recipient takes none: few enough to be read at once.
+const HALF: usize = 50;
+
+#[tokio::test]
+async fn lines_that_wait_for_room_when_the_grace_is_over_are_answered_too() {
+    let certs = Certs::make(1);
+    let mut config = node_config(&certs, 0);
+    config.grace = Duration::from_secs(1);
+    // Half of the messages fill what may be under way; the rest is read, and waits.
+    config.limits.client_messages = HALF;
+    let node = Node::start(config).await.unwrap();
+    let program = connect_quic(node.quic_addr(), &certs).await;
+    let mut sender = LineClient::connect(node.tcp_addr()).await;
+    for half in [0..HALF, HALF..2 * HALF] {
+        let lines: Vec<_> = half
+            .map(|id| message_line_with_id(program.address(), "hello?", &id.to_string()))
+            .collect();
+        sender.writer.send(&lines.join("\n")).await;
+        // The node is in this very thread, so it has read them by then.
+        let answer = timeout(HELD, sender.reader.json()).await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    assert!(!within("the shutdown", node.shutdown()).await);
+    let mut ids = Vec::new();
+    while ids.len() < 2 * HALF {
+        let line = sender.reader.line().await;
+        if let Ok(receipt) = serde_json::from_str::<Value>(&line) {
+            let id: usize = receipt["id"].as_str().unwrap().parse().unwrap();
+            let status = if id < HALF { "unknown" } else { "refused" };
+            assert_eq!(
+                (&receipt["status"], &receipt["code"]),
+                (&status.into(), &Code::ShuttingDown.as_str().into()),
+                "{id}"
+            );
+            ids.push(id);
+        }
+    }
+    ids.sort_unstable();
+    assert!(ids.into_iter().eq(0..2 * HALF));
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_is_named() {
     let certs = Certs::make(2);
@@ -225,6 +267,7 @@ async fn bad_arguments_and_configurations() {
         (&["node", "--peer", "127.0.0.1"], "--peer"),
         (&["node", "--max-message", "0"], "--max-message"),
         (&["node", "--max-clients", "0"], "--max-clients"),
+        (&["node", "--stall", "0"], "--stall"),
         (&["node", "--no-such-flag"], "--no-such-flag"),
         (&["node", "--log", "a=b=c"], "--log"),
         (

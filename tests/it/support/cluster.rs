@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use tempfile::TempDir;
-use trunkline::{Client, Config, HostPort, Node, NodeName, Peer, certs};
+use trunkline::{Client, Config, Node, NodeName, Peer, certs};
 
-use super::{LineClient, eventually, within};
+use super::{LineClient, eventually, own_port, within};
 
 /// The name of a test's `index`-th node. Nothing is bound to it: nodes and clients are told where to connect.
 pub(crate) fn name(index: usize) -> NodeName {
@@ -31,16 +31,12 @@ impl Certs {
     }
 }
 
-fn any_port() -> HostPort {
-    SocketAddr::from(([127, 0, 0, 1], 0)).into()
-}
-
 /// What a node with this index is started with: free ports, no peers.
 pub(crate) fn node_config(certs: &Certs, index: usize) -> Config {
     Config {
-        tcp: any_port(),
-        quic: Some(any_port()),
-        link: Some(any_port()),
+        tcp: own_port().into(),
+        quic: Some(own_port().into()),
+        link: Some(own_port().into()),
         advertise: Some(name(index)),
         certs: certs.dir().to_owned(),
         ..Config::default()

@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::{Certs, eventually, name, within};
+use super::{Certs, eventually, name, own_port, within};
 
 /// The program under test.
 const TRUNKLINE: &str = env!("CARGO_BIN_EXE_trunkline");
@@ -215,7 +215,7 @@ impl NodeCommand {
         Self {
             index,
             certs: certs.dir().to_owned(),
-            ports: [SocketAddr::from(([127, 0, 0, 1], 0)); 3],
+            ports: [(); 3].map(|()| own_port()),
             peers: Vec::new(),
             extra: Vec::new(),
         }

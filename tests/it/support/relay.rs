@@ -133,6 +133,12 @@ impl Relay {
         self.ways.lock().moves
     }
 
+    /// Whether the other side has seen someone since the ports changed last.
+    pub(crate) fn is_seen_elsewhere(&self) -> bool {
+        let ways = self.ways.lock();
+        ways.latest.is_some_and(|(_, generation)| generation == ways.generation)
+    }
+
     /// How often someone has tried to connect, counted in datagrams.
     pub(crate) fn handshakes(&self) -> usize {
         self.ways.lock().there.handshakes

@@ -1,52 +1,45 @@
 //! A client over QUIC, for programs.
+//!
+//! [`way`] is how it gets to its node and comes back, [`carry`](mod@carry) what goes on over a connection.
 
-use std::fmt;
+mod carry;
+mod way;
+
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
+use quinn::{Connection, Endpoint};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::address::{Address, NodeName};
-use crate::backoff::Backoff;
-use crate::carrier::{
-    Arrived, BreakOff, CONTROL_PRIORITY, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close,
-};
-use crate::config::Limits;
-use crate::delivery::{Bounds, Control, RangeSet};
+use crate::carrier::close;
+use crate::delivery::Bounds;
 use crate::endpoint;
-use crate::exchange::{Exchange, Incoming, Settled};
+use crate::exchange::{Exchange, Settled};
 use crate::flow::Flow;
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
-use crate::turn::Turn;
-use crate::wire::client::{
-    self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, Resume, ResumeOffer, Welcome,
-};
 use crate::wire::{escape, line};
+use carry::carry;
+use way::{Way, any_socket};
 
 /// How long connecting may take, up to the node's `welcome`.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the last packets may take when a client closes.
 const LAST_WORD: Duration = Duration::from_millis(500);
-
-/// How long one attempt to come back may take, and the first and the longest wait between two.
-const ATTEMPT: Duration = Duration::from_secs(3);
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The end of a message that arrived and that the program will not see.
 const NOT_SEEN: Outcome = Outcome::Refused(Code::RecipientGone);
@@ -538,299 +531,14 @@ impl Shared {
     }
 }
 
-/// Carries messages over one connection after the other, until the client or the node has left, or the session is no
-/// more.
-async fn carry(
-    shared: Arc<Shared>,
-    way: Way,
-    mut control: ControlStream,
-    offer: Option<ResumeOffer>,
-    stop: CancellationToken,
-) {
-    let codec = ClientCodec {
-        client: shared.address.clone(),
-        resumable: offer.is_some(),
-    };
-    if offer.is_none() {
-        shared.exchange.tell_once();
-    }
-    let mut taken = RangeSet::new();
-    loop {
-        let connection = shared.connection.lock().clone();
-        // What the node says it has taken and was never sent is the node's mistake; there is no going on with it.
-        if shared.exchange.connected_knowing(&taken).is_err() {
-            connection.close(close::PROTOCOL, b"messages were taken that were never sent");
-            break;
-        }
-        let handler = ClientHandler {
-            shared: &shared,
-            connection: &connection,
-        };
-        let heard = Heard::now();
-        let carrier = Carrier {
-            connection: &connection,
-            exchange: &shared.exchange,
-            codec: &codec,
-            handler: &handler,
-            max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
-            turn: Turn::new(),
-            liveness: None,
-            heard: &heard,
-        };
-        let ended = tokio::select! {
-            ended = carrier.run(control) => ended,
-            () = stop.cancelled() => break,
-        };
-        shared.exchange.disconnected(Instant::now());
-        let Some(offer) = &offer else {
-            break;
-        };
-        if !ended.is_break() {
-            break;
-        }
-        let again = tokio::select! {
-            again = come_back(&shared, &way, offer) => again,
-            () = stop.cancelled() => break,
-        };
-        match again {
-            Some((next, next_control, next_taken)) => {
-                *shared.connection.lock() = next;
-                // One that closes waits for this to say what it has to.
-                shared.ended.notify_waiters();
-                (control, taken) = (next_control, next_taken);
-            }
-            None => break,
-        }
-    }
-    shared.closed.store(true, Ordering::SeqCst);
-    shared.end(shared.exchange.give_up(Code::NodeUnreachable));
-    shared.events.lock().take();
-}
-
-/// Tries to come back to the session for as long as the node keeps it.
-async fn come_back(shared: &Shared, way: &Way, offer: &ResumeOffer) -> Option<(Connection, ControlStream, RangeSet)> {
-    let deadline = Instant::now() + Duration::from_millis(offer.grace_ms);
-    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-    while Instant::now() < deadline {
-        let resume = Resume {
-            token: offer.token.clone(),
-            taken: shared.exchange.taken().into(),
-        };
-        // From a new socket: the old one may be why the connection broke.
-        let connecting = async {
-            let endpoint = way.endpoint().map_err(ConnectError::Socket)?;
-            *shared.endpoint.lock() = endpoint.clone();
-            way.connect(&endpoint, Some(resume)).await
-        };
-        match timeout(ATTEMPT, connecting).await {
-            Ok(Ok((connection, welcome, control))) => {
-                let taken = welcome.taken?;
-                return Some((connection, control, taken.into()));
-            }
-            Ok(Err(ConnectError::Refused(_, code, _))) if code == Code::SessionGone.as_str() => return None,
-            Ok(Err(_)) | Err(_) => sleep(backoff.next(rand::random())).await,
-        }
-    }
-    None
-}
-
-/// How a client gets to its node.
-struct Way {
-    tracker: TaskTracker,
-    config: quinn::ClientConfig,
-    addr: SocketAddr,
-    node: NodeName,
-}
-
-/// A new UDP socket for talking to this address.
-fn any_socket(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    UdpSocket::bind((any, 0))
-}
-
-impl Way {
-    /// An endpoint on a socket of its own.
-    fn endpoint(&self) -> io::Result<Endpoint> {
-        endpoint::endpoint(EndpointConfig::default(), None, any_socket(self.addr)?, &self.tracker)
-    }
-
-    /// Connects and greets, as a new client or to come back.
-    async fn connect(
-        &self,
-        endpoint: &Endpoint,
-        resume: Option<Resume>,
-    ) -> Result<(Connection, Welcome, ControlStream), ConnectError> {
-        let failed = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
-        let connection = endpoint
-            .connect_with(self.config.clone(), self.addr, self.node.host())
-            .map_err(|error| failed(&error))?
-            .await
-            .map_err(|error| failed(&error))?;
-        let (welcome, control) = self.greet(&connection, resume).await?;
-        Ok((connection, welcome, control))
-    }
-
-    async fn greet(
-        &self,
-        connection: &Connection,
-        resume: Option<Resume>,
-    ) -> Result<(Welcome, ControlStream), ConnectError> {
-        let lost = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
-        let refused = |code: String, text: String| ConnectError::Refused(self.node.clone(), code, text);
-        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
-        // A session that it may have come back to already is to go on; one that has just begun is not. Dropped before
-        // the streams are: their end would be heard as that of the session.
-        let break_off = resume.is_some().then(|| BreakOff::new(connection));
-        // Fails only for a stream that is gone; then the write fails too.
-        let _ = send.set_priority(CONTROL_PRIORITY);
-        let hello = FromClient::Hello {
-            version: wire::VERSION,
-            resumable: true,
-            resume,
-        };
-        let mut out = BytesMut::new();
-        wire::write_line(&mut out, &hello);
-        send.write_all(&out).await.map_err(|error| lost(&error))?;
-        let mut buffer = BytesMut::new();
-        loop {
-            match wire::read_line(&mut buffer).map_err(|error| lost(&error))? {
-                Some(FromNode::Welcome(welcome)) if welcome.version == wire::VERSION => {
-                    if let Some(break_off) = break_off {
-                        break_off.disarm();
-                    }
-                    return Ok((welcome, ControlStream { send, recv, buffer }));
-                }
-                Some(FromNode::Welcome(welcome)) => {
-                    let text = format!("it speaks version {}, this client {}", welcome.version, wire::VERSION);
-                    return Err(refused(Code::UnsupportedVersion.to_string(), text));
-                }
-                Some(FromNode::Error { code, text }) => return Err(refused(code, text)),
-                Some(FromNode::Receipt(_) | FromNode::Confirm(_) | FromNode::GoingAway | FromNode::Other) => {}
-                None => match recv.read_chunk(wire::MAX_HEADER, true).await {
-                    Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
-                    Ok(None) => return Err(lost(&"it ended the control stream without a welcome")),
-                    Err(quinn::ReadError::ConnectionLost(ConnectionError::ApplicationClosed(closed))) => {
-                        let text = String::from_utf8_lossy(&closed.reason).escape_debug().to_string();
-                        return Err(refused(format!("closed with code {}", closed.error_code), text));
-                    }
-                    Err(error) => return Err(lost(&error)),
-                },
-            }
-        }
-    }
-}
-
-/// Passes on what comes from the node.
-struct ClientHandler<'a> {
-    shared: &'a Shared,
-    connection: &'a Connection,
-}
-
-impl Handler<usize> for ClientHandler<'_> {
-    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
-        for (number, incoming) in taken {
-            let tag = Tag { number, incarnation };
-            match incoming {
-                Ok(message) => {
-                    let message = Received {
-                        from: message.from,
-                        to: message.to,
-                        body: message.body,
-                    };
-                    if !self.shared.queue(Queued::Message(tag, message)) {
-                        self.shared.exchange.finish(&[(tag, NOT_SEEN)]);
-                    }
-                }
-                Err(code) => self.shared.exchange.finish(&[(tag, Outcome::Refused(code))]),
-            }
-        }
-    }
-
-    fn settled(&self, settled: Settled<usize>) {
-        self.shared.end(settled);
-    }
-
-    fn goodbye(&self) {
-        self.connection.close(close::DONE, b"goodbye");
-    }
-}
-
-/// How a client writes to its node and reads from it.
-struct ClientCodec {
-    client: Address,
-    /// Whether the two sides confirm what they know.
-    resumable: bool,
-}
-
-impl Codec for ClientCodec {
-    fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
-        wire::write_header(out, number, after, None, &message.to);
-    }
-
-    fn read_message(&self, mut stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
-        let line = wire::split_header(&mut stream)
-            .map_err(Malformed::new)?
-            .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
-        let header: Header<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
-        let from = header
-            .from
-            .ok_or_else(|| Malformed::new("a message without a sender"))?
-            .parse()
-            .map_err(Malformed::new)?;
-        let message = Message {
-            from,
-            to: self.client.clone(),
-            body: stream,
-        };
-        Ok(Arrived {
-            number: header.id,
-            after: header.after,
-            message: if whole { Ok(message) } else { Err(Code::TooLarge) },
-        })
-    }
-
-    fn write_frame(&self, frame: &Frame, out: &mut BytesMut) {
-        match frame {
-            Frame::Control(Control::Report(report)) => {
-                wire::write_line(out, &FromClient::Receipt(ReceiptLine::from(report.clone())));
-            }
-            Frame::Control(Control::Confirm(confirm)) if self.resumable => {
-                wire::write_line(out, &FromClient::Confirm((*confirm).into()));
-            }
-            Frame::Goodbye => wire::write_line(out, &FromClient::Goodbye),
-            // Said by the greeting, or not said on this kind of connection.
-            Frame::Control(Control::Sync(_) | Control::Confirm(_)) | Frame::Ping(_) | Frame::Pong(_) => {}
-        }
-    }
-
-    fn read_frame(&self, buffer: &mut BytesMut) -> Result<Option<Frame>, Malformed> {
-        loop {
-            match wire::read_line(buffer).map_err(Malformed::new)? {
-                None => return Ok(None),
-                Some(FromNode::Receipt(receipt)) => return Ok(Some(Frame::Control(Control::Report(receipt.into())))),
-                // One that can't come back has nothing to confirm.
-                Some(FromNode::Confirm(_)) if !self.resumable => {}
-                Some(FromNode::Confirm(confirm)) => {
-                    return Ok(Some(Frame::Control(Control::Confirm(confirm.into()))));
-                }
-                Some(FromNode::GoingAway) => return Ok(Some(Frame::Goodbye)),
-                Some(FromNode::Error { code, text }) => return Err(Malformed(format!("{code}: {text}"))),
-                Some(FromNode::Welcome(_)) => return Err(Malformed::new("a second welcome")),
-                Some(FromNode::Other) => {}
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::IoSliceMut;
 
     use quinn::udp::{RecvMeta, Transmit};
     use quinn::{AsyncUdpSocket, UdpPoller};
+
+    use tokio::time::sleep;
 
     use super::*;
     use crate::config::Config;
@@ -844,6 +552,9 @@ mod tests {
 
     /// How many messages each sends between two deaths.
     const MESSAGES: usize = 200;
+
+    /// How often a condition is looked at.
+    const LOOK: Duration = Duration::from_millis(10);
 
     /// What a dead socket gives as its port.
     const DEAD_PORT: u16 = 1;
@@ -938,7 +649,7 @@ mod tests {
         }
         let another = async {
             while port() == DEAD_PORT {
-                sleep(FIRST_WAIT / 10).await;
+                sleep(LOOK).await;
             }
         };
         timeout(DEADLINE, another).await.unwrap();

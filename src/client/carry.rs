@@ -1,0 +1,192 @@
+//! Carries a client's messages over its connections: what comes goes to the program, what is sent to the node.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use quinn::Connection;
+use tokio_util::sync::CancellationToken;
+
+use super::way::{Way, come_back};
+use super::{NOT_SEEN, Queued, Received, Shared};
+use crate::address::Address;
+use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close};
+use crate::config::Limits;
+use crate::delivery::{Control, RangeSet};
+use crate::exchange::{Incoming, Settled};
+use crate::message::{Message, Tag};
+use crate::outcome::{Code, Outcome};
+use crate::turn::Turn;
+use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, ResumeOffer};
+
+/// Carries messages over one connection after the other, until the client or the node has left, or the session is no
+/// more.
+pub(super) async fn carry(
+    shared: Arc<Shared>,
+    way: Way,
+    mut control: ControlStream,
+    offer: Option<ResumeOffer>,
+    stop: CancellationToken,
+) {
+    let codec = ClientCodec {
+        client: shared.address.clone(),
+        resumable: offer.is_some(),
+    };
+    if offer.is_none() {
+        shared.exchange.tell_once();
+    }
+    let mut taken = RangeSet::new();
+    loop {
+        let connection = shared.connection.lock().clone();
+        // What the node says it has taken and was never sent is the node's mistake; there is no going on with it.
+        if shared.exchange.connected_knowing(&taken).is_err() {
+            connection.close(close::PROTOCOL, b"messages were taken that were never sent");
+            break;
+        }
+        let handler = ClientHandler {
+            shared: &shared,
+            connection: &connection,
+        };
+        let heard = Heard::now();
+        let carrier = Carrier {
+            connection: &connection,
+            exchange: &shared.exchange,
+            codec: &codec,
+            handler: &handler,
+            max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
+            turn: Turn::new(),
+            liveness: None,
+            heard: &heard,
+        };
+        let ended = tokio::select! {
+            ended = carrier.run(control) => ended,
+            () = stop.cancelled() => break,
+        };
+        shared.exchange.disconnected(Instant::now());
+        let Some(offer) = &offer else {
+            break;
+        };
+        if !ended.is_break() {
+            break;
+        }
+        let again = tokio::select! {
+            again = come_back(&shared, &way, offer) => again,
+            () = stop.cancelled() => break,
+        };
+        match again {
+            Some((next, next_control, next_taken)) => {
+                *shared.connection.lock() = next;
+                // One that closes waits for this to say what it has to.
+                shared.ended.notify_waiters();
+                (control, taken) = (next_control, next_taken);
+            }
+            None => break,
+        }
+    }
+    shared.closed.store(true, Ordering::SeqCst);
+    shared.end(shared.exchange.give_up(Code::NodeUnreachable));
+    shared.events.lock().take();
+}
+
+/// Passes on what comes from the node.
+struct ClientHandler<'a> {
+    shared: &'a Shared,
+    connection: &'a Connection,
+}
+
+impl Handler<usize> for ClientHandler<'_> {
+    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
+        for (number, incoming) in taken {
+            let tag = Tag { number, incarnation };
+            match incoming {
+                Ok(message) => {
+                    let message = Received {
+                        from: message.from,
+                        to: message.to,
+                        body: message.body,
+                    };
+                    if !self.shared.queue(Queued::Message(tag, message)) {
+                        self.shared.exchange.finish(&[(tag, NOT_SEEN)]);
+                    }
+                }
+                Err(code) => self.shared.exchange.finish(&[(tag, Outcome::Refused(code))]),
+            }
+        }
+    }
+
+    fn settled(&self, settled: Settled<usize>) {
+        self.shared.end(settled);
+    }
+
+    fn goodbye(&self) {
+        self.connection.close(close::DONE, b"goodbye");
+    }
+}
+
+/// How a client writes to its node and reads from it.
+struct ClientCodec {
+    client: Address,
+    /// Whether the two sides confirm what they know.
+    resumable: bool,
+}
+
+impl Codec for ClientCodec {
+    fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
+        wire::write_header(out, number, after, None, &message.to);
+    }
+
+    fn read_message(&self, mut stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
+        let line = wire::split_header(&mut stream)
+            .map_err(Malformed::new)?
+            .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
+        let header: Header<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
+        let from = header
+            .from
+            .ok_or_else(|| Malformed::new("a message without a sender"))?
+            .parse()
+            .map_err(Malformed::new)?;
+        let message = Message {
+            from,
+            to: self.client.clone(),
+            body: stream,
+        };
+        Ok(Arrived {
+            number: header.id,
+            after: header.after,
+            message: if whole { Ok(message) } else { Err(Code::TooLarge) },
+        })
+    }
+
+    fn write_frame(&self, frame: &Frame, out: &mut BytesMut) {
+        match frame {
+            Frame::Control(Control::Report(report)) => {
+                wire::write_line(out, &FromClient::Receipt(ReceiptLine::from(report.clone())));
+            }
+            Frame::Control(Control::Confirm(confirm)) if self.resumable => {
+                wire::write_line(out, &FromClient::Confirm((*confirm).into()));
+            }
+            Frame::Goodbye => wire::write_line(out, &FromClient::Goodbye),
+            // Said by the greeting, or not said on this kind of connection.
+            Frame::Control(Control::Sync(_) | Control::Confirm(_)) | Frame::Ping(_) | Frame::Pong(_) => {}
+        }
+    }
+
+    fn read_frame(&self, buffer: &mut BytesMut) -> Result<Option<Frame>, Malformed> {
+        loop {
+            match wire::read_line(buffer).map_err(Malformed::new)? {
+                None => return Ok(None),
+                Some(FromNode::Receipt(receipt)) => return Ok(Some(Frame::Control(Control::Report(receipt.into())))),
+                // One that can't come back has nothing to confirm.
+                Some(FromNode::Confirm(_)) if !self.resumable => {}
+                Some(FromNode::Confirm(confirm)) => {
+                    return Ok(Some(Frame::Control(Control::Confirm(confirm.into()))));
+                }
+                Some(FromNode::GoingAway) => return Ok(Some(Frame::Goodbye)),
+                Some(FromNode::Error { code, text }) => return Err(Malformed(format!("{code}: {text}"))),
+                Some(FromNode::Welcome(_)) => return Err(Malformed::new("a second welcome")),
+                Some(FromNode::Other) => {}
+            }
+        }
+    }
+}
