@@ -59,6 +59,7 @@ ns_a="trunkline-$$-a"
 ns_b="trunkline-$$-b"
 temp=""
 wire_pid=""
+load_pid=""
 relay_pids=()
 made=()
 
@@ -79,6 +80,10 @@ clean_up() {
     local code=$? ns
     set +e
     trap '' HUP INT TERM
+    if [[ -n "$load_pid" ]]; then
+        kill -TERM -- "-$load_pid" 2>/dev/null
+        wait "$load_pid" 2>/dev/null
+    fi
     stop_relays
     if [[ -n "$wire_pid" ]]; then
         kill -TERM "$wire_pid" 2>/dev/null
@@ -195,9 +200,15 @@ for row in "${rows[@]}"; do
         for ((link = 0; link < $("$bin/trunkline-lab-load" --links "$row"); link++)); do
             "start_$target" "$((FIRST_PORT + link))"
         done
-        nice -n -10 timeout "$ROW_DEADLINE" "$bin/trunkline-lab-load" --target "$target" --row "$row" \
+        # Jobs are process groups in this mode. A signal is followed while one is waited for.
+        set -m
+        nice -n -10 timeout --foreground "$ROW_DEADLINE" "$bin/trunkline-lab-load" --target "$target" --row "$row" \
             --seconds "$seconds" --a "$ns_a" --b "$ns_b" --wire "$temp/wire.sock" "${ports[@]}" \
-            --json "$temp/json/$row-$target.json"
+            --json "$temp/json/$row-$target.json" </dev/null &
+        load_pid=$!
+        set +m
+        wait "$load_pid"
+        load_pid=""
         stop_relays
         if [[ -n "${TRUNKLINE_LAB_LOGS:-}" ]]; then
             mkdir -p "$TRUNKLINE_LAB_LOGS"

@@ -4,6 +4,8 @@
 #   scripts/slow.sh                   all scenarios; some six minutes
 #   scripts/slow.sh SCENARIO [FLAG]…  one of: stopped pipe flood throughput; flags as `trunkline-lab-slow --help` has them
 # TRUNKLINE_BIN="FILE …" measures other builds of it; several take turns, which makes them comparable.
+# All traffic stays on loopback, and all processes end with this script.
+# shellcheck disable=SC2317 # some functions are called by traps only
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,6 +25,27 @@ if [[ " ${scenarios[*]} " == *" pipe "* ]] \
 fi
 need_rust
 
+run_pid=""
+temp="$(mktemp -d)"
+
+# The run has a process group of its own, with all that it starts: so what is ended here was started here.
+clean_up() {
+    local code=$?
+    set +e
+    trap '' HUP INT TERM
+    if [[ -n "$run_pid" ]]; then
+        kill -TERM -- "-$run_pid" 2>/dev/null
+        wait "$run_pid" 2>/dev/null
+        kill -KILL -- "-$run_pid" 2>/dev/null
+    fi
+    rm -rf "$temp"
+    exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
 heading "Build"
 cargo build --release --locked --workspace
 bin="${CARGO_TARGET_DIR:-target}/release"
@@ -35,5 +58,11 @@ for scenario in "${scenarios[@]}"; do
         pipe) flags=(--rounds 1 "$@") ;;
         throughput) flags=(--pairs 16 "$@") ;;
     esac
-    "$bin/trunkline-lab-slow" "$scenario" "${builds[@]/#/--trunkline=}" "${flags[@]}"
+    # Jobs are process groups in this mode.
+    set -m
+    TMPDIR="$temp" "$bin/trunkline-lab-slow" "$scenario" "${builds[@]/#/--trunkline=}" "${flags[@]}" </dev/null &
+    run_pid=$!
+    set +m
+    wait "$run_pid"
+    run_pid=""
 done

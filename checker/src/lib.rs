@@ -43,6 +43,11 @@ pub enum Event<C> {
         /// The client.
         client: C,
     },
+    /// A client that does not confirm has read its connection to the end: it saw all that was ever written to it.
+    ReadAll {
+        /// The client.
+        client: C,
+    },
     /// A client found that it has no session any more.
     CutOff {
         /// The client.
@@ -163,7 +168,8 @@ pub struct Tally {
     /// Not told, because the sender was gone, or the only connection it could be told on.
     pub nobody_to_tell: u64,
     /// Delivered to the connection of a client that does not confirm, which was gone before it was seen to read it:
-    /// nobody can say whether it saw it. Only the last messages of a conversation can be among these.
+    /// nobody can say whether it saw it. Only what was told after the last message that it saw was sent, and after
+    /// which it saw nothing of the same sender, can be among these.
     pub unverifiable: u64,
     /// The longest that a sender waited to be told.
     pub slowest: Time,
@@ -182,6 +188,10 @@ struct Life {
     before: Option<Time>,
     /// Its node died while it connected: whether before or after it was let in will show.
     doubtful: bool,
+    /// When the latest of the messages that it saw was sent.
+    latest_seen: Option<Time>,
+    /// It read its connection to the end, while its node lived.
+    read_all: bool,
 }
 
 impl Life {
@@ -201,7 +211,8 @@ struct Fate<C> {
     to: C,
     sent: Time,
     seen: bool,
-    told: Option<Outcome>,
+    /// When, and what.
+    told: Option<(Time, Outcome)>,
 }
 
 /// Follows a history.
@@ -260,6 +271,8 @@ impl<C: Clone + Eq + Hash> Checker<C> {
                     node_died: died,
                     before: self.clients.get(&client).and_then(|life| life.gone),
                     doubtful: died.is_some(),
+                    latest_seen: None,
+                    read_all: false,
                 };
                 self.clients.insert(client, life);
                 Ok(())
@@ -268,6 +281,12 @@ impl<C: Clone + Eq + Hash> Checker<C> {
                 if let Some(life) = self.clients.get_mut(&client) {
                     life.doubtful = false;
                     life.gone.get_or_insert(at);
+                }
+                Ok(())
+            }
+            Event::ReadAll { client } => {
+                if let Some(life) = self.clients.get_mut(&client) {
+                    life.read_all = life.node_died.is_none();
                 }
                 Ok(())
             }
@@ -320,8 +339,8 @@ impl<C: Clone + Eq + Hash> Checker<C> {
                     false => Some(Breach::Silent),
                 },
                 // Of those that confirm it was found when it was told.
-                Some(Outcome::Delivered) if !fate.seen && !self.confirms(&fate.to) => {
-                    match self.is_unverifiable(message, fate) {
+                Some((told, Outcome::Delivered)) if !fate.seen && !self.confirms(&fate.to) => {
+                    match self.is_unverifiable(message, fate, told) {
                         true => {
                             self.tally.unverifiable += 1;
                             None
@@ -367,11 +386,12 @@ impl<C: Clone + Eq + Hash> Checker<C> {
         }
         if let Some(life) = self.clients.get_mut(by) {
             life.show();
+            life.latest_seen = life.latest_seen.max(Some(fate.sent));
         }
         if std::mem::replace(&mut fate.seen, true) {
             return Err((Breach::Repeated, message));
         }
-        if fate.told == Some(Outcome::Refused) {
+        if fate.told.is_some_and(|(_, outcome)| outcome == Outcome::Refused) {
             return Err((Breach::SeenThoughRefused, message));
         }
         let last = self.last_seen.entry((from.clone(), by.clone())).or_insert(message);
@@ -390,7 +410,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
 
     fn told(&mut self, at: Time, message: u64, outcome: Outcome) -> Result<(), (Breach, u64)> {
         let fate = self.fates.get_mut(&message).ok_or((Breach::Forged, message))?;
-        if fate.told.replace(outcome).is_some() {
+        if fate.told.replace((at, outcome)).is_some() {
             return Err((Breach::ToldTwice, message));
         }
         if let Some(life) = self
@@ -451,17 +471,17 @@ impl<C: Clone + Eq + Hash> Checker<C> {
         life.gone.is_some_and(|gone| gone <= by) || life.before.is_some_and(|gone| fate.sent <= gone && gone <= by)
     }
 
-    /// Whether a message that was delivered and not seen may have been on its way from a connection to its reader, when
-    /// one of them was gone.
-    fn is_unverifiable(&self, message: u64, fate: &Fate<C>) -> bool {
-        let gone = self
-            .clients
-            .get(&fate.to)
-            .filter(|life| !life.confirms)
-            .and_then(|life| life.gone);
-        // A connection is one stream: who has seen a later message has passed this one.
+    /// Whether a message that was told as delivered, then, and not seen may have been on its way from a connection to its
+    /// reader, when one of them was gone.
+    fn is_unverifiable(&self, message: u64, fate: &Fate<C>, told: Time) -> bool {
+        let Some(life) = self.clients.get(&fate.to).filter(|life| !life.confirms) else {
+            return false;
+        };
+        // A connection is one stream, and what is told as delivered is in it. Who has seen a later message of the same
+        // sender, or one of anybody that was not yet sent then, has passed this one.
         let last = self.last_seen.get(&(fate.from.clone(), fate.to.clone()));
-        gone.is_some_and(|gone| gone >= fate.sent) && last.is_none_or(|&last| last < message)
+        let passed = last.is_some_and(|&last| last > message) || life.latest_seen.is_some_and(|sent| sent > told);
+        life.gone.is_some_and(|gone| gone >= fate.sent) && !life.read_all && !passed
     }
 }
 
@@ -748,8 +768,38 @@ mod tests {
         // A later one was seen.
         let passed = all(&[delivered(3), delivered(4), (8, seen(4, "a", "line")), gone]);
         assert_eq!(breaches(passed), [Breach::Lost]);
+        // One of another sender was seen that was not sent when these were told; one that was may be before them.
+        for (at, expected) in [(9, [Breach::Lost; 2].as_slice()), (8, &[])] {
+            let other = [
+                delivered(3),
+                delivered(4),
+                (at, sent(5, "b", "line")),
+                (10, seen(5, "b", "line")),
+                (11, told(5, Outcome::Delivered)),
+                (12, Event::Gone { client: "line" }),
+            ];
+            assert_eq!(breaches(all(&other)), expected, "sent at {at}");
+        }
         // One that confirms saw what it confirmed.
         let confirmed = with([(7, sent(3, "a", "b")), delivered(3), (9, Event::Gone { client: "b" })]);
         assert_eq!(breaches(confirmed), [Breach::Lost]);
+    }
+
+    #[test]
+    fn who_read_its_connection_to_the_end_saw_all_that_was_delivered_unless_its_node_died() {
+        let history = |death: Option<(Time, Event<&'static str>)>| {
+            let delivered = [(7, sent(3, "a", "line")), (8, told(3, Outcome::Delivered))];
+            let left = [
+                (10, Event::Gone { client: "line" }),
+                (11, Event::ReadAll { client: "line" }),
+            ];
+            with(delivered.into_iter().chain(death).chain(left))
+        };
+        assert_eq!(breaches(history(None)), [Breach::Lost]);
+        assert_eq!(breaches(history(Some((9, Event::NodeDied { node: 1 })))), []);
+        assert_eq!(
+            breaches(history(Some((9, Event::NodeDied { node: 0 })))),
+            [Breach::Lost]
+        );
     }
 }

@@ -6,7 +6,7 @@
 //! joined CLIENT NODE confirms|written SINCE      sent NUMBER FROM TO
 //! gone CLIENT                                    seen NUMBER FROM BY
 //! cut-off CLIENT                                 told NUMBER delivered | refused CODE | unknown CODE
-//! node-died NODE
+//! read-all CLIENT                                node-died NODE
 //! ```
 
 use std::collections::BTreeMap;
@@ -50,6 +50,7 @@ impl fmt::Display for Line {
                 write!(f, "{at} joined {client} {node} {how} {since}")
             }
             Event::Gone { client } => write!(f, "{at} gone {client}"),
+            Event::ReadAll { client } => write!(f, "{at} read-all {client}"),
             Event::CutOff { client } => write!(f, "{at} cut-off {client}"),
             Event::NodeDied { node } => write!(f, "{at} node-died {node}"),
             Event::Sent { message, from, to } => write!(f, "{at} sent {message} {from} {to}"),
@@ -95,6 +96,9 @@ fn parse(text: &str) -> Option<Line> {
             since: since.parse().ok()?,
         },
         ["gone", client] => Event::Gone {
+            client: client.to_owned(),
+        },
+        ["read-all", client] => Event::ReadAll {
             client: client.to_owned(),
         },
         ["cut-off", client] => Event::CutOff {
@@ -187,6 +191,7 @@ mod tests {
             "1 joined n:1:a 0 confirms 0",
             "1 joined n:1:a 0 written 1",
             "2 gone n:1:a",
+            "2 read-all n:1:a",
             "2 cut-off n:1:a",
             "3 node-died 1",
             "4 sent 7 n:1:a n:2:b",

@@ -2,15 +2,27 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rand::Rng;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// What a node exits with when a port of its is taken.
+pub const EXIT_PORT_TAKEN: u8 = 69;
+
+/// Where the ports of nodes are drawn from: below those that systems give to whoever asks for any, so that nobody gets
+/// one while its node is down.
+const PORTS: Range<u16> = 10_000..30_000;
+
+/// How many times to draw ports for a node.
+const DRAWS: u32 = 10;
 
 /// A process, all of whose output is read.
 #[derive(Debug)]
@@ -75,7 +87,7 @@ pub struct NodeSetup {
     pub name: String,
     /// Where the certificates are.
     pub certs: PathBuf,
-    /// TCP, QUIC, links; port 0 the first time.
+    /// TCP, QUIC, links.
     pub ports: [SocketAddr; 3],
     /// As `--peer` wants them.
     pub peers: Vec<String>,
@@ -94,8 +106,31 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node and waits until it is up.
-    pub async fn start(mut setup: NodeSetup) -> anyhow::Result<Self> {
+    /// Starts a node on free ports of this machine and waits until it is up.
+    pub async fn start_anywhere(mut setup: NodeSetup) -> anyhow::Result<Self> {
+        for _ in 0..DRAWS {
+            setup.ports = setup
+                .ports
+                .map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, rand::rng().random_range(PORTS))));
+            if let Some(node) = Self::try_start(setup.clone()).await? {
+                return Ok(node);
+            }
+        }
+        bail!("no free ports for the node {}; see {}", setup.name, setup.log.display());
+    }
+
+    /// Starts a node on the ports that it is to have, and waits until it is up.
+    pub async fn start(setup: NodeSetup) -> anyhow::Result<Self> {
+        let taken = format!(
+            "a port of the node {} is taken; see {}",
+            setup.name,
+            setup.log.display()
+        );
+        Self::try_start(setup).await?.context(taken)
+    }
+
+    /// Gives nothing when a port is taken.
+    async fn try_start(setup: NodeSetup) -> anyhow::Result<Option<Self>> {
         let [tcp, quic, link] = setup.ports.map(|port| port.to_string());
         let mut command = Command::new(&setup.program);
         command
@@ -111,7 +146,7 @@ impl Node {
         let mut child = child.with_context(|| format!("can't run {}", setup.program.display()))?;
         let stderr = child.stderr.take().context("stderr is piped")?;
         let stdin = child.stdin.take();
-        let process = Process { child, stdin };
+        let mut process = Process { child, stdin };
         let (lines, mut said) = unbounded_channel();
         read_lines(stderr, Some(open(&setup.log)?), move |line| {
             // After it is up nobody listens.
@@ -119,17 +154,18 @@ impl Node {
         })?;
         loop {
             let Some(Some(line)) = said.recv().await else {
+                // Nothing more is said: it has ended, or is to.
+                process.child.kill()?;
+                if process.child.wait()?.code() == Some(EXIT_PORT_TAKEN.into()) {
+                    return Ok(None);
+                }
                 bail!("the node {} did not come up; see {}", setup.name, setup.log.display());
             };
             let Ok(line) = serde_json::from_str::<Value>(&line) else {
                 continue;
             };
             if line.get("message").and_then(Value::as_str) == Some("node up") {
-                for (port, field) in setup.ports.iter_mut().zip(["tcp", "quic", "link"]) {
-                    let text = line.get(field).and_then(Value::as_str).unwrap_or_default();
-                    *port = text.parse().with_context(|| format!("no {field} in: {line}"))?;
-                }
-                return Ok(Self { process, setup });
+                return Ok(Some(Self { process, setup }));
             }
         }
     }
@@ -184,8 +220,10 @@ pub struct Client {
     process: Process,
     /// Its number.
     pub number: u32,
-    /// Its address, once it has one.
+    /// Its address, once it has said it.
     pub address: Option<String>,
+    /// What it writes down.
+    pub journal: PathBuf,
     /// All it sent was answered, after it was told to be quiet.
     pub idle: bool,
 }
@@ -220,6 +258,7 @@ impl Client {
             process,
             number,
             address: None,
+            journal: file("journal"),
             idle: false,
         })
     }

@@ -2,8 +2,12 @@
 
 #![allow(clippy::expect_used, reason = "a test that goes wrong is to end there and then")]
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use trunkline_checker::log::Line;
+use trunkline_checker::{Event, Outcome};
 
 /// Has the fault run do something; gives whether it ended well, and what it printed.
 fn faults(logs: &Path, args: &[&str]) -> (bool, String) {
@@ -17,16 +21,39 @@ fn faults(logs: &Path, args: &[&str]) -> (bool, String) {
     (output.status.success(), printed.concat())
 }
 
-/// A journal of a client that confirms what it saw, its text, and a line of it that says that it saw a message.
+/// A journal of a client that confirms what it saw, its text, and a line of it that says that it saw a message whose
+/// sender was told that it was delivered. Of others nobody can say that they are lost.
 fn journal(logs: &Path) -> Option<(PathBuf, String, String)> {
-    let entries = std::fs::read_dir(logs).ok()?;
-    entries.filter_map(|entry| Some(entry.ok()?.path())).find_map(|path| {
-        let text = std::fs::read_to_string(&path).ok()?;
-        let (first, _) = text.split_once('\n')?;
-        let seen = text.lines().find(|line| line.contains(" seen "))?.to_owned();
-        let confirms = path.extension()? == "journal" && first.contains(" confirms ");
-        confirms.then_some((path, text, format!("{seen}\n")))
-    })
+    let paths = std::fs::read_dir(logs)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    let journals: Vec<(PathBuf, String)> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "journal"))
+        .filter_map(|path| std::fs::read_to_string(&path).ok().map(|text| (path, text)))
+        .collect();
+    let event = |line: &str| line.parse().map(|line: Line| line.event).ok();
+    let lines = journals.iter().flat_map(|(_, text)| text.lines());
+    let delivered: HashSet<u64> = lines
+        .filter_map(|line| match event(line)? {
+            Event::Told {
+                message,
+                outcome: Outcome::Delivered,
+            } => Some(message),
+            _ => None,
+        })
+        .collect();
+    let confirms = |text: &str| {
+        let first = text.lines().next().and_then(event);
+        matches!(first, Some(Event::Joined { confirms: true, .. }))
+    };
+    let seen = |line: &&str| matches!(event(line), Some(Event::Seen { message, .. }) if delivered.contains(&message));
+    journals
+        .iter()
+        .filter(|(_, text)| confirms(text))
+        .find_map(|(path, text)| {
+            let line = text.lines().find(seen)?;
+            Some((path.clone(), text.clone(), format!("{line}\n")))
+        })
 }
 
 #[test]

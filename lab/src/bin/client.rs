@@ -20,7 +20,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use rand::Rng;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
@@ -40,6 +40,9 @@ const CONNECT_TRY: Duration = Duration::from_secs(5);
 
 /// How long between two tries.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a TCP client that leaves may read what comes before the end of its connection.
+const LAST_READ: Duration = Duration::from_secs(5);
 
 /// What a message is that was seen and that nobody sent.
 const NOBODY_SENT: u64 = u64::MAX;
@@ -231,8 +234,8 @@ impl Session {
         self.changed.notify_one();
     }
 
-    /// Waits for the end. `answers_after`: whether answers come even after the session has ended.
-    async fn end(&self, answers_after: bool) -> End {
+    /// Waits for the end. Answers come even after the session has ended.
+    async fn end(&self) -> End {
         let mut idle_said = false;
         loop {
             let all_answered = self.pending.borrow().is_empty();
@@ -240,7 +243,7 @@ impl Session {
                 idle_said = true;
                 println!("idle");
             }
-            if self.cut_off.get() && (all_answered || !answers_after) {
+            if self.cut_off.get() && all_answered {
                 return End::CutOff;
             }
             if self.stop.get() {
@@ -286,7 +289,7 @@ async fn over_quic(args: Args, node: NodeName, commands: UnboundedReceiver<Strin
     let session = Session::new(args, client.address().to_string(), since, true)?;
     let (receipts, awaited) = unbounded_channel();
     let end = tokio::select! {
-        end = session.end(true) => end,
+        end = session.end() => end,
         failed = session.obey(commands, || client.rebind()) => return Err(failed),
         failed = send_over_quic(&session, &client, receipts) => return failed,
         failed = receive_over_quic(&session, &client) => return failed,
@@ -376,16 +379,24 @@ async fn over_tcp(args: Args, node: SocketAddr, commands: UnboundedReceiver<Stri
     };
     let ((address, mut reader, mut writer), since) = connected(greeted).await?;
     let session = Session::new(args, address, since, false)?;
+    let receiving = receive_over_tcp(&session, &mut reader);
+    tokio::pin!(receiving);
     let end = tokio::select! {
-        end = session.end(false) => end,
+        end = session.end() => end,
         failed = session.obey(commands, || Ok(())) => return Err(failed),
         failed = send_over_tcp(&session, &mut writer) => return failed,
-        failed = receive_over_tcp(&session, &mut reader) => return failed,
+        received = &mut receiving => received.map(|_| End::CutOff)?,
     };
     session.ended(&end)?;
-    // Fail for a connection that is gone.
+    // Fails for a connection that is gone.
     let _ = writer.shutdown().await;
-    let _ = timeout(Duration::from_secs(5), reader.read_to_end(&mut Vec::new())).await;
+    if matches!(end, End::Stopped)
+        && let Ok(received) = timeout(LAST_READ, receiving).await
+        && received?
+    {
+        let client = session.address.clone();
+        session.journal.write(Event::ReadAll { client })?;
+    }
     Ok(())
 }
 
@@ -405,16 +416,15 @@ async fn send_over_tcp(session: &Session, writer: &mut OwnedWriteHalf) -> anyhow
     }
 }
 
-/// Receives. Ends only with an error.
-async fn receive_over_tcp(session: &Session, reader: &mut BufReader<OwnedReadHalf>) -> anyhow::Result<()> {
+/// Receives until the connection has ended. Gives whether it was read to its end, and did not break.
+async fn receive_over_tcp(session: &Session, reader: &mut BufReader<OwnedReadHalf>) -> anyhow::Result<bool> {
     let mut line = Vec::new();
     loop {
         line.clear();
         let read = reader.read_until(b'\n', &mut line).await;
         // The last line of a connection that breaks may be a part of one.
         if read.is_err() || !line.ends_with(b"\n") {
-            session.is_cut_off();
-            return std::future::pending().await;
+            return Ok(read.is_ok() && line.is_empty());
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end_matches(['\r', '\n']);

@@ -2,8 +2,9 @@
 //! judgement of what the clients wrote down. Ends with 1 if a promise was broken, and keeps all logs then.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,8 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep, timeout};
-use trunkline_checker::log::{by_code, merge};
-use trunkline_checker::{Event, Finding, Rules, Tally, check};
+use trunkline_checker::log::{Line, by_code, merge};
+use trunkline_checker::{Event, Finding, Outcome, Rules, Tally, check};
 use trunkline_lab::fleet::{Client, ClientSetup, Hearing, Node, NodeSetup, Said};
 use trunkline_lab::journal::{Journal, now};
 use trunkline_lab::proxy::Proxy;
@@ -187,7 +188,11 @@ fn verdict(complaints: &[String], judged: &Judged, logs: &Path) -> ExitCode {
     for finding in judged.findings.iter().take(50) {
         println!("breach: {finding:?}");
     }
-    if complaints.is_empty() && judged.findings.is_empty() {
+    let nothing = judged.tally.sent == 0;
+    if nothing {
+        println!("wrong: nothing was sent");
+    }
+    if complaints.is_empty() && judged.findings.is_empty() && !nothing {
         return ExitCode::SUCCESS;
     }
     println!("the logs are in {}", logs.display());
@@ -211,11 +216,13 @@ impl World {
         let certs = args.logs.join("certs");
         let names = NAMES.map(str::parse).into_iter().collect::<Result<Vec<_>, _>>()?;
         trunkline::certs::make(&certs, &names, "faults")?;
+        // Where the nodes are is not known before they are up, and they are to know each other from then on.
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
         let setup = |index: usize, name: &str, peers: Vec<String>| NodeSetup {
             program: args.node.clone().unwrap_or_default(),
             name: name.to_owned(),
             certs: certs.clone(),
-            ports: [SocketAddr::from(([127, 0, 0, 1], 0)); 3],
+            ports: [nowhere; 3],
             peers,
             limits: [
                 ("--link-wait", args.link_wait),
@@ -228,13 +235,11 @@ impl World {
             log: args.logs.join(format!("node-{index}.log")),
         };
         let [first, second] = NAMES;
-        // Where the nodes are is not known before they are up, and they are to know each other from then on.
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
         let links = [Proxy::to(nowhere, seed).await?, Proxy::to(nowhere, !seed).await?];
         let [to_second, to_first] = links.each_ref().map(Proxy::addr);
         let nodes = [
-            Node::start(setup(0, first, vec![format!("{second}={to_second}")])).await?,
-            Node::start(setup(1, second, vec![format!("{first}={to_first}")])).await?,
+            Node::start_anywhere(setup(0, first, vec![format!("{second}={to_second}")])).await?,
+            Node::start_anywhere(setup(1, second, vec![format!("{first}={to_first}")])).await?,
         ];
         let [[_, _, first_link], [_, _, second_link]] = nodes.each_ref().map(|node| node.setup.ports);
         for (link, port) in links.iter().zip([second_link, first_link]) {
@@ -448,11 +453,17 @@ impl World {
                 self.with_client(target, go_on).transpose()?;
             }
             Kind::ClientKilled => {
-                let address = self.with_client(target, |client| client.address.clone()).flatten();
-                if let Some(client) = address {
+                let known = self.with_client(target, |client| client.address.clone()).flatten();
+                if let Some(client) = known.clone() {
                     self.journal.write(Event::Gone { client })?;
                 }
                 self.with_client(target, Client::kill).transpose()?;
+                // It may have joined without being heard. Then nobody sends to it, and this is not too late.
+                if known.is_none()
+                    && let Some(client) = self.with_client(target, |client| joined(&client.journal)).flatten()
+                {
+                    self.journal.write(Event::Gone { client })?;
+                }
                 self.start_client(target)?;
                 self.introduce();
             }
@@ -518,9 +529,25 @@ impl World {
         Ok(())
     }
 
-    /// Lets everything that was sent end, and then the clients and the nodes.
+    /// Waits until something gets from each node to each again. Lets everything that was sent end, and then the clients and
+    /// the nodes.
     async fn end(&self) -> anyhow::Result<()> {
+        let healed = now();
         sleep(CALM).await;
+        let by = Instant::now() + deadline(&self.args);
+        loop {
+            let apart = self.apart(healed)?;
+            if apart.is_empty() {
+                break;
+            }
+            if Instant::now() > by {
+                self.complain(format!(
+                    "nothing is delivered from node to node after all is healed: {apart:?}"
+                ));
+                break;
+            }
+            sleep(CALM).await;
+        }
         self.ending.set(true);
         self.all(|client| client.tell("quiet"));
         let all_idle = || (0..PLACES.len()).all(|place| self.with_client(place, |client| client.idle).unwrap_or(true));
@@ -553,6 +580,40 @@ impl World {
         Ok(())
     }
 
+    /// From which node to which nothing was delivered that was sent since then, by what the clients wrote down that are
+    /// there now.
+    fn apart(&self, since: u64) -> anyhow::Result<BTreeSet<(usize, usize)>> {
+        let mut apart: BTreeSet<(usize, usize)> = [(0, 0), (0, 1), (1, 0), (1, 1)].into();
+        let mut nodes = HashMap::new();
+        for (place, (node, _)) in PLACES.into_iter().enumerate() {
+            let address = self.with_client(place, |client| client.address.clone()).flatten();
+            nodes.extend(address.map(|address| (address, node)));
+        }
+        for (place, (from, _)) in PLACES.into_iter().enumerate() {
+            let Some(journal) = self.with_client(place, |client| client.journal.clone()) else {
+                continue;
+            };
+            let mut sent = HashMap::new();
+            for line in lines_of(&journal)?.into_iter().filter(|line| line.at >= since) {
+                match line.event {
+                    Event::Sent { message, to, .. } => {
+                        sent.insert(message, to);
+                    }
+                    Event::Told {
+                        message,
+                        outcome: Outcome::Delivered,
+                    } => {
+                        if let Some(&to) = sent.get(&message).and_then(|to| nodes.get(to)) {
+                            apart.remove(&(from, to));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(apart)
+    }
+
     fn all(&self, work: impl Fn(&mut Client)) {
         for place in 0..PLACES.len() {
             self.with_client(place, &work);
@@ -576,6 +637,24 @@ async fn on_wire(wire: &Proxy, length: Duration, change: impl FnOnce(&mut [WireP
             path.settings = Default::default();
         }
     });
+}
+
+/// The whole lines of a journal, which may be written to meanwhile, or not be there yet.
+fn lines_of(journal: &Path) -> anyhow::Result<Vec<Line>> {
+    let text = match std::fs::read_to_string(journal) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.with_context(|| format!("can't read {}", journal.display()))?,
+    };
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    Ok(whole.lines().map(str::parse).collect::<Result<_, _>>()?)
+}
+
+/// The address of the client whose journal this is; `None` if it has not joined.
+fn joined(journal: &Path) -> Option<String> {
+    match lines_of(journal).ok()?.into_iter().next()?.event {
+        Event::Joined { client, .. } => Some(client),
+        _ => None,
+    }
 }
 
 /// What is found in the logs.

@@ -3,12 +3,14 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline::{Config, HostPort, Limits, Node, NodeName, Peer};
+use trunkline::{Config, HostPort, Limits, Node, NodeName, Peer, StartError};
+use trunkline_lab::fleet::EXIT_PORT_TAKEN;
 
 #[derive(Debug, Parser)]
 #[command(about = "Run a node, for tests of the lab")]
@@ -51,13 +53,13 @@ struct NodeArgs {
     stall: u64,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let Args::Node(args) = Args::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(args))
 }
 
-async fn serve(args: NodeArgs) -> anyhow::Result<()> {
+async fn serve(args: NodeArgs) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("can't wait for SIGTERM")?;
     let config = Config {
         tcp: args.tcp,
@@ -74,7 +76,14 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         },
         ..Config::default()
     };
-    let node = Node::start(config).await?;
+    let node = match Node::start(config).await {
+        Ok(node) => node,
+        Err(error @ StartError::Bind { .. }) => {
+            eprintln!("{error}");
+            return Ok(ExitCode::from(EXIT_PORT_TAKEN));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let up = serde_json::json!({
         "message": "node up",
         "name": args.advertise.to_string(),
@@ -94,5 +103,5 @@ async fn serve(args: NodeArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     node.shutdown().await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -224,6 +224,15 @@ fn intact(figures: &Figures) -> String {
     format!("lost {lost}, repeated {repeated}, out of order {reordered}, wrong {wrong}, errors {errors}")
 }
 
+/// Fails unless all that was sent came, as it was to.
+fn unharmed(talks: &[&Figures]) -> anyhow::Result<()> {
+    for figures in talks {
+        let harm = figures.lost + figures.repeated + figures.reordered + figures.wrong + figures.errors;
+        ensure!(harm == 0, "the others were harmed: {}", intact(figures));
+    }
+    Ok(())
+}
+
 // --- a reader that stops ----------------------------------------------------------------------------------------------
 
 /// How a client is connected.
@@ -442,10 +451,7 @@ fn stopped(args: &Args, build: &std::path::Path, sender: Kind, reader: Kind) -> 
             bound()[0],
             bound()[1]
         );
-        for figures in [&without, &with] {
-            let harm = figures.lost + figures.repeated + figures.reordered + figures.wrong + figures.errors;
-            ensure!(harm == 0, "the others were harmed");
-        }
+        unharmed(&[&without, &with])?;
         ensure!(held, "the sender was not held");
         ensure!(
             pushed.ends.values().sum::<u64>() == pushed.messages,
@@ -611,7 +617,7 @@ fn flood(args: &Args, nodes: &Nodes) -> anyhow::Result<()> {
         intact(&during),
         total as f64 / 1e6 / f64::from(args.seconds)
     );
-    Ok(())
+    unharmed(&[&before, &during])
 }
 
 // --- full speed -------------------------------------------------------------------------------------------------------
