@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use futures_util::future::join_all;
 use serde_json::json;
 use trunkline::Address;
 use trunkline::client::Event;
@@ -261,4 +262,38 @@ async fn certs_run_twice_adds_nothing() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.starts_with("nothing to add"), "{}", ended.stdout);
     assert_eq!(files(&place), first);
+}
+
+#[tokio::test]
+async fn two_chats_that_are_fed_at_once_do_not_wait_for_each_other() {
+    /// More than one may have under way to the other.
+    const LINES: usize = 1500;
+    let cluster = Cluster::start(2).await;
+    let mut chats = Vec::new();
+    for node in &cluster.nodes {
+        let mut chat = command("chat", node.quic_addr(), &cluster.certs, &[]);
+        let greeting = chat.stdout.line().await;
+        chats.push((chat, greeting.strip_prefix("you is  : ").unwrap().to_owned()));
+    }
+    let addresses = [chats[1].1.clone(), chats[0].1.clone()];
+    let talks = chats.into_iter().zip(addresses).map(|((mut chat, _), to)| async move {
+        let lines: String = (0..LINES)
+            .map(|number| format!("{number} {}\n", ".".repeat(1000)))
+            .collect();
+        // It takes no more at some point, and then the pipe does not.
+        let feeding = tokio::task::spawn_blocking(move || {
+            chat.write(format!("/to {to}\n{lines}"));
+            chat
+        });
+        let mut chat = feeding.await.unwrap();
+        let (mut delivered, mut heard) = (0, 0);
+        while delivered < LINES || heard < LINES {
+            let line = chat.stdout.line().await;
+            delivered += usize::from(line.starts_with("delivered : "));
+            heard += usize::from(line.contains(" say : "));
+        }
+        // Still there for the other's last answers.
+        chat
+    });
+    drop(join_all(talks).await);
 }
