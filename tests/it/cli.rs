@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
 use trunkline::Address;
 use trunkline::client::Event;
+use trunkline_lab::wire::Settings;
 
-use crate::support::{Certs, Cluster, LineClient, NodeCommand, Process, RawQuic, within};
+use crate::support::{Certs, Cluster, LineClient, NodeCommand, Process, RawQuic, Relay, within};
 
 /// A command of a client, with its node and certificates.
 fn command(command: &str, node: SocketAddr, certs: &Certs, more: &[&str]) -> Process {
@@ -269,9 +271,16 @@ async fn two_chats_that_are_fed_at_once_do_not_wait_for_each_other() {
     /// More than one may have under way to the other.
     const LINES: usize = 1500;
     let cluster = Cluster::start(2).await;
-    let mut chats = Vec::new();
+    let (mut wires, mut chats) = (Vec::new(), Vec::new());
     for node in &cluster.nodes {
-        let mut chat = command("chat", node.quic_addr(), &cluster.certs, &[]);
+        // So long that both have sent all they may before anything comes.
+        let delay = Settings {
+            delay: Duration::from_millis(50),
+            ..Settings::default()
+        };
+        let wire = Relay::bad_to(node.quic_addr(), &delay).await;
+        let mut chat = command("chat", wire.addr(), &cluster.certs, &[]);
+        wires.push(wire);
         let greeting = chat.stdout.line().await;
         chats.push((chat, greeting.strip_prefix("you is  : ").unwrap().to_owned()));
     }
