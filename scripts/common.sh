@@ -53,3 +53,11 @@ await() {
         sleep 0.05
     done
 }
+
+# Ends a process group that was started here, if there is one, by the process that leads it.
+end_group() {
+    [[ -n "$1" ]] || return 0
+    kill -TERM -- "-$1" 2>/dev/null
+    wait "$1" 2>/dev/null
+    kill -KILL -- "-$1" 2>/dev/null
+}

@@ -50,11 +50,7 @@ clean_up() {
     local code=$?
     set +e
     trap '' HUP INT TERM
-    if [[ -n "$run_pid" ]]; then
-        kill -TERM -- "-$run_pid" 2>/dev/null
-        wait "$run_pid" 2>/dev/null
-        kill -KILL -- "-$run_pid" 2>/dev/null
-    fi
+    end_group "$run_pid"
     if [[ "$keep" == no ]]; then
         rm -rf "$logs"
     elif ((code != 0)); then

@@ -80,10 +80,7 @@ clean_up() {
     local code=$? ns
     set +e
     trap '' HUP INT TERM
-    if [[ -n "$load_pid" ]]; then
-        kill -TERM -- "-$load_pid" 2>/dev/null
-        wait "$load_pid" 2>/dev/null
-    fi
+    end_group "$load_pid"
     stop_relays
     if [[ -n "$wire_pid" ]]; then
         kill -TERM "$wire_pid" 2>/dev/null
