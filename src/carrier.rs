@@ -55,8 +55,10 @@ pub(crate) mod close {
     pub(crate) const SILENT: VarInt = VarInt::from_u32(4);
     /// There are as many connections as there may be.
     pub(crate) const BUSY: VarInt = VarInt::from_u32(5);
-    /// The certificate does not say what it must.
+    /// The certificate does not say what it must, or is no good any more.
     pub(crate) const IDENTITY: VarInt = VarInt::from_u32(6);
+    /// Another connection of the same client has its id now.
+    pub(crate) const REPLACED: VarInt = VarInt::from_u32(7);
 }
 
 /// Closes a connection whose greeting is broken off, unless it is disarmed. A connection that is merely dropped would

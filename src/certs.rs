@@ -9,9 +9,11 @@
 //! | `node-ca.pem`, `node-ca.key` | the node authority |
 //! | `client-ca.pem`, `client-ca.key` | the client authority |
 //! | `node-HOST-PORT.pem`, `.key` | a node: its name as a URI, its host as an address or DNS name |
-//! | `client.pem`, `client.key` | a client |
+//! | `client-NAME.pem`, `.key` | a client: its name, which is its id on every node, as a URI |
+//! | `node-ca.crl`, `client-ca.crl` | what of its certificates the authority has revoked, if anything |
 //!
-//! Nothing that is there is ever written over. The keys are ECDSA P-256, which QUIC libraries of every language take.
+//! Nothing that is there is ever written over, but for the lists of what is revoked. The keys are ECDSA P-256, which QUIC
+//! libraries of every language take.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -20,13 +22,16 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose as Purpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose as Purpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData as _, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::address::NodeName;
+use crate::address::{ClientId, NodeName};
 
 /// The name of a cluster that was given none.
 pub const DEFAULT_CLUSTER: &str = "trunkline";
@@ -37,15 +42,16 @@ pub(crate) const NODE_CA: &str = "node-ca";
 /// The client authority's files, without `.pem` and `.key`.
 pub(crate) const CLIENT_CA: &str = "client-ca";
 
-/// The one client's files, without `.pem` and `.key`; its name as well.
-const CLIENT: &str = "client";
-
 /// The scheme of the URIs that name nodes and clients.
 pub(crate) const URI_SCHEME: &str = "trunkline://";
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
 const LEAF_LIFE: Duration = Duration::from_secs(825 * DAY.as_secs());
+
+/// How long a revocation list holds. Whoever can keep a new one from a node can keep a revoked certificate good for so
+/// long; and so often a new one has to be made.
+const LIST_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs());
 
 /// A certificate is valid from this long before it was made: the clocks of two hosts differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
@@ -71,6 +77,16 @@ pub(crate) fn node_uri(cluster: &str, name: &NodeName) -> String {
     format!("{URI_SCHEME}{cluster}/node/{name}")
 }
 
+/// The name of a client's files, without `.pem` and `.key`: `client-bob`.
+pub fn client_stem(name: &ClientId) -> String {
+    format!("client-{name}")
+}
+
+/// The URI that names a client in its certificate.
+pub(crate) fn client_uri(cluster: &str, name: &ClientId) -> String {
+    format!("{URI_SCHEME}{cluster}/client/{name}")
+}
+
 /// Whether this can be the name of a cluster: 1 to 63 letters, digits, `-` or `.`.
 pub(crate) fn is_cluster(text: &str) -> bool {
     (1..=63).contains(&text.len())
@@ -79,7 +95,7 @@ pub(crate) fn is_cluster(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
 }
 
-/// Makes what is missing in a certificate directory, for these nodes and one client.
+/// Makes what is missing in a certificate directory, for these nodes.
 ///
 /// Gives the files newly made, in the order made. What is there stays as it is, byte for byte, and signs what is new.
 ///
@@ -89,27 +105,153 @@ pub(crate) fn is_cluster(text: &str) -> bool {
 /// authority is needed that is not there, or a file can't be read or written. The text names the file and says what
 /// to do.
 pub fn make(dir: &Path, nodes: &[NodeName], cluster: &str) -> anyhow::Result<Vec<PathBuf>> {
+    make_for(dir, nodes, &[], cluster)
+}
+
+/// The same as [`make`], for these clients as well. Each is to have the id that is its name, on every node.
+///
+/// # Errors
+///
+/// As [`make`]; and a name of the form that nodes give out by themselves (digits from 1 to 9 alone) can't be certified.
+pub fn make_for(dir: &Path, nodes: &[NodeName], clients: &[ClientId], cluster: &str) -> anyhow::Result<Vec<PathBuf>> {
     ensure!(
         is_cluster(cluster),
         "{cluster:?} is no name for a cluster: 1 to 63 letters, digits, '-' or '.'"
     );
-    let mut leaves = Vec::with_capacity(nodes.len());
-    for name in nodes {
-        let leaf = Leaf::node(cluster, name)?;
-        if !leaves.iter().any(|other: &Leaf| other.stem == leaf.stem) {
+    let nodes = leaves(nodes.iter().map(|name| Leaf::node(cluster, name)))?;
+    let clients = leaves(clients.iter().map(|name| Leaf::client(cluster, name)))?;
+    fs::create_dir_all(dir).with_context(|| format!("can't make the directory {}", dir.display()))?;
+    let mut folder = Folder { dir, made: Vec::new() };
+    folder.issue(NODE_CA, "Trunkline node authority", cluster, &nodes)?;
+    folder.issue(CLIENT_CA, "Trunkline client authority", cluster, &clients)?;
+    Ok(folder.made)
+}
+
+/// Revokes certificates: adds them to the list of the authority in `dir` that issued each. Gives the lists written, which
+/// are to go to all nodes.
+///
+/// # Errors
+///
+/// A file holds no certificate, it was issued by none of the directory's authorities, that authority's key is not there,
+/// or a list can't be read or written.
+pub fn revoke(dir: &Path, certificates: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for authority in [NODE_CA, CLIENT_CA] {
+        let path = dir.join(authority).with_added_extension("pem");
+        let issuer = fs::read(&path)
+            .ok()
+            .and_then(|pem| CertificateDer::from_pem_slice(&pem).ok());
+        let mut serials = Vec::new();
+        for file in certificates {
+            let pem = fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+            let der = CertificateDer::from_pem_slice(&pem)
+                .with_context(|| format!("{} has no certificate in PEM", file.display()))?;
+            let leaf = webpki::EndEntityCert::try_from(&der)
+                .with_context(|| format!("{} has no certificate that can be read", file.display()))?;
+            let by_this = issuer.as_ref().is_some_and(|issuer| {
+                webpki::EndEntityCert::try_from(issuer).is_ok_and(|issuer| issuer.subject() == leaf.issuer())
+            });
+            if by_this {
+                serials.push(leaf.serial().to_vec());
+            } else if authority == CLIENT_CA && !issued_by(dir, NODE_CA, leaf.issuer()) {
+                bail!(
+                    "{} was issued by neither authority in {}: revoke it where its authority is",
+                    file.display(),
+                    dir.display()
+                );
+            }
+        }
+        if !serials.is_empty() {
+            written.push(write_list(dir, authority, &serials)?);
+        }
+    }
+    Ok(written)
+}
+
+/// Makes the revocation lists in a directory anew, with what is on them: a list holds for 30 days. Gives the lists
+/// written.
+///
+/// # Errors
+///
+/// An authority's key is not there, or a list can't be read or written.
+pub fn renew_lists(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for authority in [NODE_CA, CLIENT_CA] {
+        if dir.join(authority).with_added_extension("crl").exists() {
+            written.push(write_list(dir, authority, &[])?);
+        }
+    }
+    Ok(written)
+}
+
+fn issued_by(dir: &Path, authority: &str, issuer: &[u8]) -> bool {
+    let pem = fs::read(dir.join(authority).with_added_extension("pem")).ok();
+    pem.and_then(|pem| CertificateDer::from_pem_slice(&pem).ok())
+        .is_some_and(|der| webpki::EndEntityCert::try_from(&der).is_ok_and(|own| own.subject() == issuer))
+}
+
+/// Writes an authority's list anew: what is on it, and these serial numbers.
+fn write_list(dir: &Path, authority: &str, serials: &[Vec<u8>]) -> anyhow::Result<PathBuf> {
+    let file = |extension| dir.join(authority).with_added_extension(extension);
+    let issuer = read_authority(&file("pem"), &file("key"))?;
+    let path = file("crl");
+    let now = now();
+    let revoked = |serial: &[u8], at| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: at,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let mut revoked_certs = Vec::new();
+    let mut number = 1;
+    if path.exists() {
+        let unreadable = || {
+            format!(
+                "{} has no revocation list in PEM: put the right file back",
+                path.display()
+            )
+        };
+        let pem = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let der = CertificateRevocationListDer::from_pem_slice(&pem).with_context(unreadable)?;
+        let (_, list) = CertificateRevocationList::from_der(&der).with_context(unreadable)?;
+        for entry in list.iter_revoked_certificates() {
+            revoked_certs.push(revoked(entry.raw_serial(), entry.revocation_date.to_datetime()));
+        }
+        number = list
+            .crl_number()
+            .and_then(|number| u64::try_from(number).ok())
+            .unwrap_or(0)
+            .saturating_add(1);
+    }
+    for serial in serials {
+        let known = |entry: &RevokedCertParams| entry.serial_number.to_bytes() == *serial;
+        if !revoked_certs.iter().any(known) {
+            revoked_certs.push(revoked(serial, now));
+        }
+    }
+    let list = CertificateRevocationListParams {
+        this_update: now - CLOCK_SKEW,
+        next_update: now + LIST_LIFE,
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let pem = list.signed_by(&issuer)?.pem()?;
+    replace(&path, pem.as_bytes()).with_context(|| format!("can't write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Certificates to be issued, each once.
+fn leaves(wanted: impl Iterator<Item = anyhow::Result<Leaf>>) -> anyhow::Result<Vec<Leaf>> {
+    let mut leaves: Vec<Leaf> = Vec::new();
+    for leaf in wanted {
+        let leaf = leaf?;
+        if !leaves.iter().any(|other| other.stem == leaf.stem) {
             leaves.push(leaf);
         }
     }
-    fs::create_dir_all(dir).with_context(|| format!("can't make the directory {}", dir.display()))?;
-    let mut folder = Folder { dir, made: Vec::new() };
-    folder.issue(NODE_CA, "Trunkline node authority", cluster, &leaves)?;
-    folder.issue(
-        CLIENT_CA,
-        "Trunkline client authority",
-        cluster,
-        &[Leaf::client(cluster)?],
-    )?;
-    Ok(folder.made)
+    Ok(leaves)
 }
 
 /// A certificate to be issued.
@@ -136,13 +278,16 @@ impl Leaf {
         })
     }
 
-    fn client(cluster: &str) -> anyhow::Result<Self> {
-        let uri = format!("{URI_SCHEME}{cluster}/client/{CLIENT}");
-        let mut params = leaf_params(cluster, CLIENT);
-        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+    fn client(cluster: &str, name: &ClientId) -> anyhow::Result<Self> {
+        ensure!(
+            !name.is_temporary(),
+            "{name} is no name for a client: nodes give ids of digits from 1 to 9 to anyone"
+        );
+        let mut params = leaf_params(cluster, name.as_str());
+        params.subject_alt_names = vec![SanType::URI(client_uri(cluster, name).try_into()?)];
         params.extended_key_usages = vec![Purpose::ClientAuth];
         Ok(Self {
-            stem: CLIENT.to_owned(),
+            stem: client_stem(name),
             params,
         })
     }
@@ -208,7 +353,8 @@ impl Folder<'_> {
     }
 
     fn make_authority(&mut self, stem: &str, title: &str, cluster: &str) -> anyhow::Result<Issuer<'static, KeyPair>> {
-        let mut params = params(cluster, title, CA_LIFE);
+        // Two authorities with one name could not be told apart by the lists of what they revoked.
+        let mut params = params(cluster, &format!("{title} {:08x}", rand::random::<u32>()), CA_LIFE);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = new_key()?;
@@ -290,10 +436,7 @@ fn leaf_params(cluster: &str, name: &str) -> CertificateParams {
 }
 
 fn params(cluster: &str, name: &str, life: Duration) -> CertificateParams {
-    let since_epoch = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch;
+    let now = now();
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, cluster);
     // The URI is what counts; a longer name only stands there.
@@ -307,8 +450,30 @@ fn params(cluster: &str, name: &str, life: Duration) -> CertificateParams {
     params
 }
 
+fn now() -> time::OffsetDateTime {
+    let since_epoch = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    rcgen::date_time_ymd(1970, 1, 1) + since_epoch
+}
+
 /// Writes a file that is not there yet: whole or not at all, and never with a wider mode than this.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    let temporary = write_beside(path, bytes, mode)?;
+    // A link, as a rename would replace a file made meanwhile.
+    let written = fs::hard_link(&temporary, path);
+    fs::remove_file(&temporary)?;
+    written
+}
+
+/// Writes a file, in place of one that is there: whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = write_beside(path, bytes, 0o644)?;
+    fs::rename(&temporary, path)
+}
+
+/// Writes a temporary file beside `path`.
+fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<PathBuf> {
     let temporary = path.with_added_extension(format!("{:016x}.tmp", rand::random::<u64>()));
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -316,14 +481,18 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
     #[cfg(not(unix))]
     let _ = mode;
-    let mut file = options.open(&temporary)?;
-    // A link, as a rename would replace a file made meanwhile.
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::hard_link(&temporary, path));
-    fs::remove_file(&temporary)?;
-    written
+    let written = options.open(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    match written {
+        Ok(()) => Ok(temporary),
+        Err(error) => {
+            // Where it was not made, there is nothing to remove.
+            let _ = fs::remove_file(&temporary);
+            Err(error)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -343,8 +512,16 @@ mod tests {
             .collect()
     }
 
+    fn bob() -> ClientId {
+        "bob".parse().unwrap()
+    }
+
+    fn make_with_bob(dir: &Path, nodes: &[NodeName]) -> anyhow::Result<Vec<PathBuf>> {
+        make_for(dir, nodes, &[bob()], "trunkline")
+    }
+
     fn error(dir: &Path, nodes: &[NodeName]) -> String {
-        format!("{:#}", make(dir, nodes, "trunkline").unwrap_err())
+        format!("{:#}", make_with_bob(dir, nodes).unwrap_err())
     }
 
     #[test]
@@ -352,11 +529,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = &dir.path().join("new");
         let one = names(&["127.0.0.1:1215", "127.0.0.1:1215"]);
-        assert_eq!(make(dir, &one, "trunkline").unwrap().len(), 8);
+        assert_eq!(make_with_bob(dir, &one).unwrap().len(), 8);
         let before = contents(dir);
         assert_eq!(before.len(), 8);
 
-        assert_eq!(make(dir, &one, "trunkline").unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(make_with_bob(dir, &one).unwrap(), Vec::<PathBuf>::new());
         assert_eq!(contents(dir), before);
 
         let more = names(&["127.0.0.1:1215", "[::1]:1216", "relay.example.com:1"]);
@@ -380,7 +557,7 @@ mod tests {
     fn keys_are_for_their_owner_alone() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let made = make(dir.path(), &names(&["127.0.0.1:1215"]), "trunkline").unwrap();
+        let made = make_with_bob(dir.path(), &names(&["127.0.0.1:1215"])).unwrap();
         let keys: Vec<_> = made.iter().filter(|path| path.extension().unwrap() == "key").collect();
         assert_eq!(keys.len(), 4);
         for key in keys {
@@ -395,12 +572,12 @@ mod tests {
         for (removed, asked, named) in [
             ("node-127.0.0.1-1215.key", &nodes, "node-127.0.0.1-1215.pem"),
             ("node-127.0.0.1-1215.pem", &nodes, "node-127.0.0.1-1215.key"),
-            ("client.key", &nodes, "client.pem"),
+            ("client-bob.key", &nodes, "client-bob.pem"),
             ("node-ca.pem", &nodes, "node-ca.key"),
             ("node-ca.key", &more, "node-ca.key"),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            make(dir.path(), &nodes, "trunkline").unwrap();
+            make_with_bob(dir.path(), &nodes).unwrap();
             fs::remove_file(dir.path().join(removed)).unwrap();
             let before = contents(dir.path());
             let text = error(dir.path(), asked);
@@ -445,5 +622,44 @@ mod tests {
             assert!(make(dir.path(), &[], bad).is_err(), "{bad}");
         }
         make(dir.path(), &[], "eu-1.Example").unwrap();
+    }
+
+    #[test]
+    fn what_is_revoked_stays_revoked_and_lists_are_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let nodes = names(&["127.0.0.1:1215", "127.0.0.1:1216"]);
+        make_with_bob(dir, &nodes).unwrap();
+        assert!(renew_lists(dir).unwrap().is_empty());
+        let numbers = |authority: &str| {
+            let pem = fs::read(dir.join(authority).with_added_extension("crl")).unwrap();
+            let der = CertificateRevocationListDer::from_pem_slice(&pem).unwrap();
+            let (_, list) = CertificateRevocationList::from_der(&der).unwrap();
+            let number = list.crl_number().and_then(|number| u64::try_from(number).ok()).unwrap();
+            (number, list.iter_revoked_certificates().count())
+        };
+        let node = |port: u16| dir.join(format!("node-127.0.0.1-{port}.pem"));
+        let lists = [dir.join("node-ca.crl"), dir.join("client-ca.crl")];
+        assert_eq!(revoke(dir, &[node(1215)]).unwrap(), lists[..1]);
+        assert_eq!(numbers("node-ca"), (1, 1));
+        let more = [node(1216), node(1215), dir.join("client-bob.pem")];
+        assert_eq!(revoke(dir, &more).unwrap(), lists);
+        assert_eq!((numbers("node-ca"), numbers("client-ca")), ((2, 2), (1, 1)));
+        assert_eq!(renew_lists(dir).unwrap(), lists);
+        assert_eq!((numbers("node-ca"), numbers("client-ca")), ((3, 2), (2, 1)));
+
+        let other = tempfile::tempdir().unwrap();
+        make(other.path(), &nodes, "trunkline").unwrap();
+        let text = revoke(other.path(), &[node(1215)]).unwrap_err().to_string();
+        assert!(text.contains("was issued by neither authority"), "{text}");
+        assert!(!other.path().join("node-ca.crl").exists());
+    }
+
+    #[test]
+    fn a_name_that_a_node_might_give_to_anyone_is_not_certified() {
+        let dir = tempfile::tempdir().unwrap();
+        let id: ClientId = "651444".parse().unwrap();
+        let text = make_for(dir.path(), &[], &[id], "trunkline").unwrap_err().to_string();
+        assert!(text.contains("651444"), "{text}");
     }
 }

@@ -6,14 +6,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Limits;
+use crate::config::{ClientRule, Limits};
 use crate::message::{Message, Ticket};
 use crate::phase::Follow;
 use crate::router::{Blocked, Router};
+use crate::tls::credentials::Credentials;
 
 /// What a session needs of its node.
 pub(crate) struct ClientContext {
     pub(crate) router: Arc<Router>,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) cluster: String,
+    /// What lets a client in.
+    pub(crate) rule: ClientRule,
     pub(crate) limits: Limits,
     /// Owns the sessions' tasks.
     pub(crate) tracker: TaskTracker,

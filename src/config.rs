@@ -28,7 +28,11 @@ pub struct Config {
     pub advertise: Option<NodeName>,
     /// Nodes to link to. Nodes that dial this one need not be named.
     pub peers: Vec<Peer>,
-    /// Where the certificates are.
+    /// The only nodes that links are had with, beside `peers`. Empty: all that have a certificate of the cluster.
+    pub allowed_nodes: Vec<NodeName>,
+    /// What lets a client in.
+    pub clients: ClientRule,
+    /// Where the certificates are. They are looked at every second, and read again when they have changed.
     pub certs: PathBuf,
     /// How long a shutdown may take before what is left is given up.
     pub grace: Duration,
@@ -46,6 +50,8 @@ impl Default for Config {
             link: None,
             advertise: None,
             peers: Vec::new(),
+            allowed_nodes: Vec::new(),
+            clients: ClientRule::default(),
             certs: PathBuf::from("certs"),
             grace: Duration::from_secs(10),
             congestion: Congestion::default(),
@@ -80,6 +86,48 @@ impl FromStr for Peer {
             }
         };
         Ok(Self { name, link })
+    }
+}
+
+/// What lets a client in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ClientRule {
+    /// Whoever comes, by TCP or QUIC, and gets an id that the node gives out.
+    #[default]
+    Open,
+    /// A certificate of the client authority, which names the client's id. Only QUIC clients can show one.
+    Certificate,
+}
+
+/// There is no rule of this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not one of open and certificate")]
+pub struct UnknownClientRule;
+
+impl ClientRule {
+    const ALL: [Self; 2] = [Self::Open, Self::Certificate];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Certificate => "certificate",
+        }
+    }
+}
+
+impl FromStr for ClientRule {
+    type Err = UnknownClientRule;
+
+    fn from_str(text: &str) -> Result<Self, UnknownClientRule> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|one| one.name() == text).ok_or(UnknownClientRule)
+    }
+}
+
+impl fmt::Display for ClientRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -55,7 +55,7 @@ mod wire;
 
 pub use address::{Address, ClientId, HostPort, NodeName};
 pub use client::Client;
-pub use config::{Config, Congestion, Limits, Peer, UnknownCongestion};
+pub use config::{ClientRule, Config, Congestion, Limits, Peer, UnknownClientRule, UnknownCongestion};
 pub use message::MESSAGE_OVERHEAD;
 pub use node::{Node, StartError};
 pub use outcome::{Code, Outcome};

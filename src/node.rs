@@ -3,6 +3,7 @@
 //! Every task of a node, down to those of its QUIC connections, is spawned on one tracker, and all follow the phases of
 //! its shutdown (`phase.rs`). So after [`Node::shutdown`] nothing of the node runs on, and its ports are free.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -17,14 +18,15 @@ use tracing::{info, warn};
 use crate::address::{HostPort, NodeName};
 use crate::carrier::close;
 use crate::clients::ClientContext;
-use crate::config::{Config, LINK_PORT_OFFSET, Limits};
+use crate::config::{ClientRule, Config, LINK_PORT_OFFSET, Limits};
 use crate::link::listener::{ensure_link, listen};
 use crate::link::supervisor::LinkContext;
 use crate::message::settle_all;
 use crate::outcome::Code;
 use crate::phase::{Lead, Phase, phases};
 use crate::router::Router;
-use crate::tls::{CLIENT_ALPN, LINK_ALPN, NodeTls};
+use crate::tls::credentials::Credentials;
+use crate::tls::{CLIENT_ALPN, ClientCertificates, LINK_ALPN, NodeTls};
 use crate::{endpoint, quic, tcp};
 
 /// How long the last words (answers, goodbyes) may take once everything has ended.
@@ -107,7 +109,14 @@ impl Node {
             let text = format!("--peer {} is this node itself: name others only", peer.name);
             return Err(StartError::Config(text));
         }
-        let tls = NodeTls::load(&config.certs, &name).map_err(|error| StartError::Certificates(error.to_string()))?;
+        let certificates = match config.clients {
+            ClientRule::Open => ClientCertificates::Unasked,
+            ClientRule::Certificate => ClientCertificates::Required,
+        };
+        let credentials = Credentials::load(&config.certs, &name, certificates)
+            .map_err(|error| StartError::Certificates(error.to_string()))?;
+        let tls = credentials.current();
+        let allowed = allowed_nodes(&config);
 
         let at_quic = config
             .quic
@@ -164,8 +173,10 @@ impl Node {
         let links = Arc::new(LinkContext {
             router: Arc::clone(&router),
             endpoint: link_endpoint.clone(),
-            client_config: endpoint::link_client(tls.link_client(), &limits, config.congestion),
+            credentials: Arc::clone(&credentials),
             cluster: tls.cluster().to_owned(),
+            allowed,
+            congestion: config.congestion,
             epoch: rand::random(),
             limits: limits.clone(),
             phase: phase.clone(),
@@ -173,15 +184,29 @@ impl Node {
         });
         let clients = Arc::new(ClientContext {
             router,
-            limits,
+            credentials: Arc::clone(&credentials),
+            cluster: tls.cluster().to_owned(),
+            rule: config.clients,
+            limits: limits.clone(),
             tracker: tracker.clone(),
-            phase,
+            phase: phase.clone(),
             failed: failed.clone(),
             connected: Arc::new(AtomicUsize::new(0)),
         });
         for peer in config.peers {
             ensure_link(&links, tracker, &peer.name, Some(peer.link));
         }
+        let renew = {
+            let (quic_endpoint, link_endpoint) = (quic_endpoint.clone(), link_endpoint.clone());
+            // For those that come from now on; the others have been judged by what holds now.
+            move |tls: &NodeTls| {
+                let clients = endpoint::client_server(tls.client_server(), &limits, config.congestion);
+                quic_endpoint.set_server_config(Some(clients));
+                let links = endpoint::link_server(tls.link_server(), &limits, config.congestion);
+                link_endpoint.set_server_config(Some(links));
+            }
+        };
+        tracker.spawn(Arc::clone(&credentials).watch(phase, renew));
         tracker.spawn(listen(link_endpoint, Arc::clone(&links), tracker.clone()));
         tracker.spawn(quic::listen(quic_endpoint.clone(), Arc::clone(&clients)));
         tracker.spawn(tcp::listen(tcp_listener, Arc::clone(&clients)));
@@ -233,6 +258,12 @@ impl Node {
             .filter(|link| link.is_up())
             .map(|link| link.peer().clone())
             .collect()
+    }
+
+    /// Has the certificates read again at once; within a second or two that happens by itself. What is wrong with them is
+    /// logged, and what was there stays in force then.
+    pub fn reload(&self) {
+        self.links.credentials.reload();
     }
 
     /// Waits until the node can't go on: a socket of its has failed for good. To be answered by
@@ -307,6 +338,13 @@ impl Node {
         info!(%name, in_time, "node down");
         in_time
     }
+}
+
+/// The only nodes there may be links to, if that is limited.
+fn allowed_nodes(config: &Config) -> Option<HashSet<NodeName>> {
+    let named = config.peers.iter().map(|peer| &peer.name);
+    let listed = &config.allowed_nodes;
+    (!listed.is_empty()).then(|| listed.iter().chain(named).cloned().collect())
 }
 
 fn check(limits: &Limits) -> Result<(), StartError> {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::address::ClientId;
 use crate::ids::IdSequence;
@@ -13,6 +15,8 @@ use crate::message::Recipient;
 pub(crate) struct Registry {
     clients: DashMap<ClientId, Arc<dyn Recipient>>,
     ids: Mutex<IdSequence>,
+    /// A client has left.
+    left: Notify,
 }
 
 impl Registry {
@@ -20,6 +24,7 @@ impl Registry {
         Self {
             clients: DashMap::new(),
             ids: Mutex::new(IdSequence::new()),
+            left: Notify::new(),
         }
     }
 
@@ -29,12 +34,26 @@ impl Registry {
     }
 
     /// Makes a client reachable under its id, until the registration is dropped.
-    pub(crate) fn register(self: &Arc<Self>, id: ClientId, client: Arc<dyn Recipient>) -> Registration {
-        self.clients.insert(id.clone(), Arc::clone(&client));
-        Registration {
-            registry: Arc::clone(self),
-            id,
-            client,
+    ///
+    /// An id that was granted by name may be in use: the connection that has it may be dead and not know it. So the
+    /// last to come has the better right, the earlier one is told to end, and this waits until it has. Cancel safe.
+    pub(crate) async fn register(self: &Arc<Self>, id: ClientId, client: Arc<dyn Recipient>) -> Registration {
+        loop {
+            let left = self.left.notified();
+            let earlier = match self.clients.entry(id.clone()) {
+                Entry::Vacant(place) => {
+                    place.insert(Arc::clone(&client));
+                    return Registration {
+                        registry: Arc::clone(self),
+                        id,
+                        client,
+                    };
+                }
+                Entry::Occupied(place) => Arc::clone(place.get()),
+            };
+            earlier.yield_place();
+            drop(earlier);
+            left.await;
         }
     }
 
@@ -49,7 +68,7 @@ impl Registry {
     }
 }
 
-/// A client's place in the registry. Dropping it takes the client out, unless another has taken the id since.
+/// A client's place in the registry. Dropping it takes the client out.
 pub(crate) struct Registration {
     registry: Arc<Registry>,
     id: ClientId,
@@ -61,6 +80,7 @@ impl Drop for Registration {
         self.registry
             .clients
             .remove_if(&self.id, |_, client| Arc::ptr_eq(client, &self.client));
+        self.registry.left.notify_waiters();
     }
 }
 
@@ -69,23 +89,39 @@ mod tests {
     use super::*;
     use crate::message::{Message, Ticket};
     use crate::outcome::Code;
+    use futures_util::FutureExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
-    // Not a zero-sized type: two of those may share an address.
-    struct Client(#[expect(dead_code, reason = "gives it an address of its own")] u8);
+    #[derive(Default)]
+    struct Client(AtomicBool);
     impl Recipient for Client {
         fn push(&self, _: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
             Err((ticket, Code::RecipientGone))
         }
+
+        fn yield_place(&self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
     }
 
     #[test]
-    fn the_end_of_an_earlier_client_leaves_a_later_one_with_its_id() {
+    fn the_last_to_come_gets_the_id_once_the_earlier_one_has_left() {
         let registry = Arc::new(Registry::new());
         let id: ClientId = "bob".parse().unwrap();
-        let first = registry.register(id.clone(), Arc::new(Client(1)));
-        let second = registry.register(id.clone(), Arc::new(Client(2)));
+        let earlier = Arc::new(Client::default());
+        let first = registry
+            .register(id.clone(), Arc::<Client>::clone(&earlier))
+            .now_or_never()
+            .unwrap();
+        assert!(!earlier.0.load(Ordering::SeqCst));
+        let later = Arc::new(Client::default());
+        let mut second = Box::pin(registry.register(id.clone(), Arc::<Client>::clone(&later)));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(earlier.0.load(Ordering::SeqCst), "it was not told");
         drop(first);
+        let second = second.now_or_never().unwrap();
         assert!(registry.get(&id).is_some());
+        assert!(!later.0.load(Ordering::SeqCst));
         drop(second);
         assert!(registry.get(&id).is_none());
         assert_eq!(registry.len(), 0);

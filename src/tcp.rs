@@ -13,10 +13,12 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::address::Address;
 use crate::clients::{Admission, ClientContext};
+use crate::config::ClientRule;
 use crate::flow::Flow;
 use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
@@ -57,14 +59,20 @@ pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
             Ok((socket, remote)) => {
                 let (context, turned_away) = (Arc::clone(&context), Arc::clone(&turned_away));
                 context.tracker.clone().spawn(async move {
-                    match context.admit() {
-                        Some(admission) => serve(socket, &context, admission).await,
-                        None => {
-                            debug!(%remote, "refused: as many clients as there may be");
-                            if let Ok(_place) = turned_away.try_acquire() {
-                                turn_away(socket).await;
-                            }
-                        }
+                    let (code, text) = match (context.rule, context.admit()) {
+                        (ClientRule::Open, Some(admission)) => return serve(socket, &context, admission).await,
+                        (ClientRule::Open, None) => (
+                            Code::RateLimited,
+                            "this node has as many clients as it may; try again later, or another node",
+                        ),
+                        (ClientRule::Certificate, _) => (
+                            Code::NotAllowed,
+                            "this node asks for a certificate, which can't be shown over TCP; connect by QUIC",
+                        ),
+                    };
+                    debug!(%remote, "turned away: {text}");
+                    if let Ok(_place) = turned_away.try_acquire() {
+                        turn_away(socket, code, text).await;
                     }
                 });
             }
@@ -84,11 +92,10 @@ pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
     }
 }
 
-/// Tells a client that there is no place for it.
-async fn turn_away(mut socket: TcpStream) {
+/// Tells a client why it is not let in.
+async fn turn_away(mut socket: TcpStream, code: Code, text: &str) {
     let mut out = Vec::new();
-    let text = "this node has as many clients as it may; try again later, or another node";
-    line::write_error(&mut out, line::Format::Text, Code::RateLimited, text);
+    line::write_error(&mut out, line::Format::Text, code, text);
     // Told or not, it is closed.
     let told = async {
         socket.write_all(&out).await?;
@@ -123,6 +130,8 @@ struct LineSession {
     flow: Mutex<Flow<Reply>>,
     /// A message of this client has ended.
     ended: Notify,
+    /// Another connection is to have its id.
+    replaced: CancellationToken,
     this: Weak<Self>,
 }
 
@@ -135,6 +144,8 @@ enum Stop {
     Unfollowable,
     /// The node is shutting down.
     Draining,
+    /// Another connection has its id.
+    Replaced,
     /// The connection broke.
     Broken,
 }
@@ -154,21 +165,23 @@ async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admis
         outbox: Outbox::new(context.limits.outbox_bytes),
         flow: Mutex::new(Flow::new(context.limits.window())),
         ended: Notify::new(),
+        replaced: CancellationToken::new(),
         this: this.clone(),
     });
     session
         .outbox
         .push_notice(|out, _| line::write_greeting(out, &session.address));
-    let registration = registry.register(id, Arc::<LineSession>::clone(&session));
+    let registration = registry.register(id, Arc::<LineSession>::clone(&session)).await;
 
     let stop = tokio::select! {
         stop = session.converse(&mut socket, context) => stop,
         never = session.give_up(context) => never,
+        () = session.replaced.cancelled() => Ok(Stop::Replaced),
     };
     drop(registration);
     settle_all(session.outbox.close());
     match stop {
-        Ok(Stop::Unfollowable | Stop::Draining) => linger(&mut socket).await,
+        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced) => linger(&mut socket).await,
         Ok(Stop::Eof | Stop::Broken) => {}
         Err(error) => debug!(client = %session.address, "gone: {error}"),
     }
@@ -376,6 +389,10 @@ impl Settle for LineSession {
 impl Recipient for LineSession {
     fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
         self.outbox.push(&message, ticket)
+    }
+
+    fn yield_place(&self) {
+        self.replaced.cancel();
     }
 }
 

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline::{Config, Congestion, HostPort, Limits, Node, NodeName, Peer, StartError};
+use trunkline::{ClientRule, Config, Congestion, HostPort, Limits, Node, NodeName, Peer, StartError};
 
 use super::{EXIT_UNAVAILABLE, EXIT_USAGE};
 
 /// Run a node.
 ///
 /// It stops on SIGINT or SIGTERM: accepts nothing more, delivers what it accepted, closes. A second signal ends it at
-/// once.
+/// once. On SIGHUP it reads its certificates again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct NodeArgs {
     /// Where legacy clients connect (TCP); port 0 takes any free one
@@ -37,7 +37,16 @@ pub(crate) struct NodeArgs {
     #[arg(long = "peer", value_name = "NAME[=LINK_HOST:PORT]")]
     peers: Vec<Peer>,
 
-    /// Where the certificates are
+    /// A node that a link may be had with, by its name, beside those that --peer names; may be given several times
+    /// [default: any node of the cluster]
+    #[arg(long = "allow-node", value_name = "NAME")]
+    allowed_nodes: Vec<NodeName>,
+
+    /// What lets a client in: open (whoever comes), or certificate (of the client authority; by QUIC alone)
+    #[arg(long, value_name = "RULE", default_value_t)]
+    clients: ClientRule,
+
+    /// Where the certificates are; read again when they change, or on SIGHUP
     #[arg(long, value_name = "DIR", default_value = "certs")]
     certs: PathBuf,
 
@@ -124,6 +133,8 @@ impl From<NodeArgs> for Config {
             link: args.link,
             advertise: args.advertise,
             peers: args.peers,
+            allowed_nodes: args.allowed_nodes,
+            clients: args.clients,
             certs: args.certs,
             grace: args.grace,
             congestion: args.congestion,
@@ -159,6 +170,7 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<ExitCode> {
         // Before the ports are bound: whoever finds them open may send a signal.
         let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("can't wait for SIGTERM")?;
+        let mut hangup = signal(SignalKind::hangup()).context("can't wait for SIGHUP")?;
         let node = match Node::start(args.into()).await {
             Ok(node) => node,
             Err(error) => {
@@ -170,10 +182,13 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(code));
             }
         };
-        let code = tokio::select! {
-            _ = interrupt.recv() => ExitCode::SUCCESS,
-            _ = terminate.recv() => ExitCode::SUCCESS,
-            () = node.failed() => ExitCode::FAILURE,
+        let code = loop {
+            tokio::select! {
+                _ = interrupt.recv() => break ExitCode::SUCCESS,
+                _ = terminate.recv() => break ExitCode::SUCCESS,
+                () = node.failed() => break ExitCode::FAILURE,
+                _ = hangup.recv() => node.reload(),
+            }
         };
         tokio::select! {
             // Whether all had ended in time was logged, and told to the senders.

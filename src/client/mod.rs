@@ -271,7 +271,7 @@ impl Client {
     /// When the authority's certificate can't be read, the node can't be reached or proves to be another one, or does
     /// not let the client in. Takes at most 10 seconds.
     pub async fn connect(node: &NodeName, certs: &Path) -> Result<Self, ConnectError> {
-        let tls = ClientTls::load(certs).map_err(|error| ConnectError::Certificates(error.to_string()))?;
+        let tls = ClientTls::load(certs, None).map_err(|error| ConnectError::Certificates(error.to_string()))?;
         let config = endpoint::client_client(tls);
         let connecting = async {
             let mut error = ConnectError::Resolve(node.clone(), io::Error::other("it has no address"));

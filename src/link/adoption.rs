@@ -11,6 +11,8 @@ struct Current {
     generation: u64,
     /// The other side is silent, and a new connection would be welcome.
     suspect: bool,
+    /// All is well, but another connection is to take its place.
+    outdated: bool,
 }
 
 /// The choice of connections, at one of the two nodes.
@@ -45,17 +47,17 @@ impl Adoption {
         }
     }
 
-    /// The generation of the connection that is held for alive; 0 for none. The other side is told this when a new
+    /// The generation of the connection that is to stay; 0 for none. The other side is told this when a new
     /// connection comes.
     pub(crate) fn live(&self) -> u64 {
         self.current
-            .filter(|current| !current.suspect)
+            .filter(|current| !current.suspect && !current.outdated)
             .map_or(0, |current| current.generation)
     }
 
     /// Whether a connection is there and not in doubt.
     pub(crate) fn is_well(&self) -> bool {
-        self.live() != 0
+        self.current.is_some_and(|current| !current.suspect)
     }
 
     /// At the node that decides: a connection came to a process with this epoch, which holds the connection of
@@ -67,6 +69,7 @@ impl Adoption {
             && current.epoch == epoch
             && current.generation == live
             && !current.suspect
+            && !current.outdated
         {
             return Decision::Refuse;
         }
@@ -93,6 +96,13 @@ impl Adoption {
         }
     }
 
+    /// Another connection is to take the place of the present one.
+    pub(crate) fn set_outdated(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.outdated = true;
+        }
+    }
+
     fn adopt(&mut self, epoch: u64, generation: u64) -> Decision {
         let restarted = self.peer_epoch.is_some_and(|known| known != epoch);
         self.peer_epoch = Some(epoch);
@@ -101,6 +111,7 @@ impl Adoption {
             epoch,
             generation,
             suspect: false,
+            outdated: false,
         });
         Decision::Adopt { generation, restarted }
     }
@@ -126,9 +137,13 @@ mod tests {
         decider.set_suspect(true);
         assert_eq!(decider.live(), 0);
         assert_eq!(decider.decide(7, 2), adopt(3, false));
-        decider.lost();
+        decider.set_outdated();
+        assert!(decider.is_well() && decider.live() == 0);
         assert_eq!(decider.decide(7, 3), adopt(4, false));
-        assert_eq!(decider.decide(8, 4), adopt(5, true), "another process");
+        assert_eq!(decider.decide(7, 4), Decision::Refuse);
+        decider.lost();
+        assert_eq!(decider.decide(7, 4), adopt(5, false));
+        assert_eq!(decider.decide(8, 5), adopt(6, true), "another process");
     }
 
     #[test]
@@ -146,7 +161,7 @@ mod tests {
         /// Whatever connections are tried, in whatever order their words arrive: when all words have arrived, both
         /// hold the same connection.
         #[test]
-        fn both_end_on_the_same_connection(events in proptest::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..60)) {
+        fn both_end_on_the_same_connection(events in proptest::collection::vec((0u8..8, any::<prop::sample::Index>()), 1..60)) {
             let (mut decider, mut follower) = (Adoption::new(), Adoption::new());
             // Hellos on their way to the decider, and adoptions on their way to the follower. Those of different
             // connections may overtake each other.
@@ -176,7 +191,9 @@ mod tests {
                     }
                     3 => decider.set_suspect(index.index(2) == 0),
                     4 => follower.set_suspect(index.index(2) == 0),
-                    5 => settle(&mut decider, &mut follower, &mut hellos, &mut adoptions),
+                    5 => decider.set_outdated(),
+                    6 => follower.set_outdated(),
+                    7 => settle(&mut decider, &mut follower, &mut hellos, &mut adoptions),
                     _ => {}
                 }
             }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::Link;
 use crate::carrier::{BreakOff, CONTROL_PRIORITY, ControlStream, close};
 use crate::delivery::Bounds;
+use crate::tls::credentials::Entry;
 use crate::wire::link::{Frame, Hello, Malformed, VERSION, read_frame, write_frame};
 
 /// How long a greeting may take: a few round trips of the slowest path, or the other side is no node.
@@ -23,6 +24,17 @@ pub(crate) struct Greeted {
     pub(crate) hello: Hello,
     /// The generation under which the other node has adopted the connection, if it is the one that decides.
     pub(crate) generation: Option<u64>,
+    /// By which the other node was let in.
+    pub(crate) admitted: Admitted,
+}
+
+/// What a connection was let in by.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// Ends the connection when the other node's certificate is no good any more.
+    pub(crate) _entry: Entry,
+    /// Which of its own certificates this node has shown on it.
+    pub(crate) shown: u64,
 }
 
 /// Why a greeting failed.
@@ -68,6 +80,7 @@ pub(crate) fn is_duplicate(lost: &ConnectionError) -> bool {
 /// if it comes to nothing.
 pub(crate) async fn greet(
     connection: Connection,
+    admitted: Admitted,
     dialled: bool,
     link: &Link,
     epoch: u64,
@@ -90,6 +103,7 @@ pub(crate) async fn greet(
             control,
             hello,
             generation,
+            admitted,
         }),
         Err(error) => {
             let code = match error {

@@ -9,11 +9,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
 use super::Link;
-use super::handshake::{GREETING_DEADLINE, greet};
+use super::handshake::{Admitted, GREETING_DEADLINE, greet};
 use super::supervisor::{LinkContext, Supervisor};
 use crate::address::{HostPort, NodeName};
 use crate::carrier::close;
 use crate::phase::Phase;
+use crate::tls::credentials::Role;
 use crate::tls::peer_node;
 
 /// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
@@ -88,6 +89,7 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
 
 async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTracker) {
     let remote = incoming.remote_address();
+    let shown = context.credentials.shown();
     let connection = match timeout(GREETING_DEADLINE, incoming).await {
         Ok(Ok(connection)) => connection,
         // It has another connection by now.
@@ -114,14 +116,32 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
         Ok(peer) if peer == *context.router.name() => {
             return refuse(close::IDENTITY, "the certificate names this very node");
         }
+        Ok(peer) if !context.is_allowed(&peer) => {
+            return refuse(
+                close::IDENTITY,
+                &format!("{peer} is not on this node's list (--allow-node)"),
+            );
+        }
         Ok(peer) => peer,
+        Err(error) => return refuse(close::IDENTITY, &error.to_string()),
+    };
+    let admitted = match context.credentials.admit(Role::Node, &connection) {
+        Ok(entry) => Admitted { _entry: entry, shown },
         Err(error) => return refuse(close::IDENTITY, &error.to_string()),
     };
     if context.router.links().len() >= MAX_LINKS && context.router.link(&peer).is_none() {
         return refuse(close::BUSY, "this node has as many links as it may");
     }
     let link = ensure_link(&context, &tracker, &peer, None);
-    match greet(connection.clone(), false, &link, context.epoch, context.limits.link()).await {
+    let greeting = greet(
+        connection.clone(),
+        admitted,
+        false,
+        &link,
+        context.epoch,
+        context.limits.link(),
+    );
+    match greeting.await {
         Ok(greeted) => {
             // Full only when a peer makes connections faster than they can be looked at.
             if link.arrivals.try_send(greeted).is_err() {

@@ -1,6 +1,7 @@
 //! Looks after one link: dials the other node, adopts connections, carries messages over the one that is the link,
 //! notices when it is gone, and ends what has waited too long.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,26 +11,27 @@ use bytes::BytesMut;
 use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
-use quinn::{ClientConfig, Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::adoption::Decision;
-use super::handshake::{Greeted, GreetingError, greet, is_duplicate};
+use super::handshake::{Admitted, Greeted, GreetingError, greet, is_duplicate};
 use super::{Link, LinkCodec};
 use crate::address::{HostPort, NodeName};
 use crate::backoff::Backoff;
 use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
-use crate::config::Limits;
-use crate::endpoint::LINK_STREAMS;
+use crate::config::{Congestion, Limits};
+use crate::endpoint::{self, LINK_STREAMS};
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
 use crate::phase::{Follow, Phase};
 use crate::router::Router;
-use crate::tls::PeerError;
+use crate::tls::credentials::{Credentials, NoGood, Role};
+use crate::tls::identity::IdentityError;
 use crate::turn::Turn;
 use crate::wire::link as wire;
 
@@ -55,6 +57,9 @@ const LONGEST_WAIT: Duration = Duration::from_millis(400);
 /// How long a dial may take up to the greeting: enough for a round trip of a second.
 const DIAL_DEADLINE: Duration = Duration::from_secs(3);
 
+/// The wait from one dial to the next while all is well and only a certificate is to be shown anew.
+const REPLACEMENT_WAIT: Duration = Duration::from_secs(2);
+
 /// How many dials may be under way to one node: what is started within the deadline, at the shortest of the longest
 /// waits.
 const MOST_DIALS: usize = 16;
@@ -63,8 +68,11 @@ const MOST_DIALS: usize = 16;
 pub(crate) struct LinkContext {
     pub(crate) router: Arc<Router>,
     pub(crate) endpoint: Endpoint,
-    pub(crate) client_config: ClientConfig,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) cluster: String,
+    /// The only nodes there may be links to; `None`: all of the cluster.
+    pub(crate) allowed: Option<HashSet<NodeName>>,
+    pub(crate) congestion: Congestion,
     /// Drawn at the node's start.
     pub(crate) epoch: u64,
     pub(crate) limits: Limits,
@@ -72,6 +80,13 @@ pub(crate) struct LinkContext {
     pub(crate) phase: Follow,
     /// The endpoint has failed, and the node with it.
     pub(crate) failed: CancellationToken,
+}
+
+impl LinkContext {
+    /// Whether there may be a link to this node.
+    pub(super) fn is_allowed(&self, peer: &NodeName) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(peer))
+    }
 }
 
 type Carrying = Pin<Box<dyn Future<Output = Ended> + Send>>;
@@ -82,6 +97,25 @@ struct Active {
     connection: Connection,
     heard: Arc<Heard>,
     carrying: Carrying,
+    admitted: Admitted,
+}
+
+/// Where to dial.
+#[derive(Debug, Clone)]
+enum Target {
+    /// As the configuration says.
+    Named(HostPort),
+    /// Where the other node's present connection comes from: a node dials from the port that it is dialled at.
+    Present(SocketAddr),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Named(target) => target.fmt(f),
+            Self::Present(addr) => addr.fmt(f),
+        }
+    }
 }
 
 /// Looks after one link until the node stops.
@@ -148,8 +182,21 @@ impl Supervisor {
         }
     }
 
+    /// Where to dial, if that is wanted now.
+    fn target(&self) -> Option<Target> {
+        if self.context.phase.has_reached(Phase::Leaving) || self.link.adoption.lock().live() != 0 {
+            return None;
+        }
+        let present = || {
+            // One that is in doubt is dialled by whoever is told to.
+            let active = self.active.as_ref().filter(|_| self.link.is_up())?;
+            Some(Target::Present(active.connection.remote_address()))
+        };
+        self.target.clone().map(Target::Named).or_else(present)
+    }
+
     fn wants_dial(&self) -> bool {
-        self.target.is_some() && !self.link.is_up() && !self.context.phase.has_reached(Phase::Leaving)
+        self.target().is_some()
     }
 
     fn may_dial(&self) -> bool {
@@ -167,11 +214,18 @@ impl Supervisor {
         }
         if self.may_dial()
             && self.dial_at <= Instant::now()
-            && let Some(target) = self.target.clone()
+            && let Some(target) = self.target()
         {
             let dialling = dial(Arc::clone(&self.context), Arc::clone(&self.link), target);
             self.dialling.push(Box::pin(dialling));
-            self.dial_at = Instant::now() + self.backoff.next(rand::random());
+            let wait = self.backoff.next(rand::random());
+            // Nothing waits for a connection that replaces a good one.
+            let wait = if self.link.is_up() {
+                wait.max(REPLACEMENT_WAIT)
+            } else {
+                wait
+            };
+            self.dial_at = Instant::now() + wait;
         }
     }
 
@@ -192,6 +246,7 @@ impl Supervisor {
             mut control,
             hello,
             generation,
+            admitted,
         } = greeted;
         if self.context.phase.has_reached(Phase::Leaving) {
             connection.close(close::DONE, b"the node shuts down");
@@ -266,6 +321,7 @@ impl Supervisor {
             connection,
             heard,
             carrying: Box::pin(carrying),
+            admitted,
         });
     }
 
@@ -274,7 +330,10 @@ impl Supervisor {
             return;
         };
         let peer = self.link.peer();
-        if ended.is_farewell() {
+        if matches!(ended, Ended::Lost(ConnectionError::LocallyClosed)) {
+            // Why was said where it was closed.
+            info!(%peer, "link down: this node has closed it");
+        } else if ended.is_farewell() {
             info!(%peer, "link down: the node has said goodbye");
         } else if matches!(ended, Ended::Lost(lost) if is_duplicate(lost)) {
             debug!(%peer, "the other node has taken another connection: {ended}");
@@ -290,7 +349,12 @@ impl Supervisor {
         match &self.active {
             Some(active) => {
                 let doubtful = active.heard.doubt(Instant::now()) > SUSPECT_AFTER + active.connection.rtt();
-                self.link.adoption.lock().set_suspect(doubtful);
+                let mut adoption = self.link.adoption.lock();
+                adoption.set_suspect(doubtful);
+                // The other node judges this one by what it was shown, and that ends some day.
+                if active.admitted.shown != self.context.credentials.shown() {
+                    adoption.set_outdated();
+                }
             }
             None => settle_all(self.link.exchange().expire(self.context.limits.link_wait)),
         }
@@ -337,37 +401,47 @@ enum DialError {
     #[error("can't dial {0}: {1}")]
     Connect(SocketAddr, quinn::ConnectError),
     #[error("{0} does not let this node in: {1}")]
-    Handshake(SocketAddr, quinn::ConnectionError),
+    Handshake(SocketAddr, ConnectionError),
     #[error("{0} does not answer")]
-    TimedOut(HostPort),
+    TimedOut(Target),
     #[error("{0}: {1}")]
-    Identity(SocketAddr, PeerError),
+    Identity(SocketAddr, IdentityError),
+    #[error("{0}: {1}")]
+    NoGood(SocketAddr, NoGood),
     #[error("{0} is {1}, not {2}; correct --peer")]
     OtherNode(SocketAddr, NodeName, NodeName),
     #[error(transparent)]
     Greeting(#[from] GreetingError),
 }
 
-async fn dial(context: Arc<LinkContext>, link: Arc<Link>, target: HostPort) -> Result<Greeted, DialError> {
-    let connection = timeout(DIAL_DEADLINE, connect(&context, link.peer(), &target))
+async fn dial(context: Arc<LinkContext>, link: Arc<Link>, target: Target) -> Result<Greeted, DialError> {
+    let (connection, admitted) = timeout(DIAL_DEADLINE, connect(&context, link.peer(), &target))
         .await
         .map_err(|_| DialError::TimedOut(target))??;
-    Ok(greet(connection, true, &link, context.epoch, context.limits.link()).await?)
+    Ok(greet(connection, admitted, true, &link, context.epoch, context.limits.link()).await?)
 }
 
-async fn connect(context: &LinkContext, peer: &NodeName, target: &HostPort) -> Result<Connection, DialError> {
-    let local = context
-        .endpoint
-        .local_addr()
-        .map_err(|error| DialError::Resolve(target.clone(), error))?;
-    let addr = tokio::net::lookup_host(target.as_str())
+async fn resolve(context: &LinkContext, target: &HostPort) -> Result<SocketAddr, DialError> {
+    let failed = |error| DialError::Resolve(target.clone(), error);
+    let local = context.endpoint.local_addr().map_err(failed)?;
+    tokio::net::lookup_host(target.as_str())
         .await
-        .map_err(|error| DialError::Resolve(target.clone(), error))?
+        .map_err(failed)?
         .find(|addr| addr.is_ipv4() == local.is_ipv4())
-        .ok_or_else(|| DialError::NoAddress(target.clone(), local))?;
+        .ok_or_else(|| DialError::NoAddress(target.clone(), local))
+}
+
+async fn connect(context: &LinkContext, peer: &NodeName, target: &Target) -> Result<(Connection, Admitted), DialError> {
+    let addr = match target {
+        Target::Named(target) => resolve(context, target).await?,
+        Target::Present(addr) => *addr,
+    };
+    let shown = context.credentials.shown();
+    let crypto = context.credentials.current().link_client();
+    let config = endpoint::link_client(crypto, &context.limits, context.congestion);
     let connection = context
         .endpoint
-        .connect_with(context.client_config.clone(), addr, peer.host())
+        .connect_with(config, addr, peer.host())
         .map_err(|error| DialError::Connect(addr, error))?
         .await
         .map_err(|error| DialError::Handshake(addr, error))?;
@@ -382,7 +456,13 @@ async fn connect(context: &LinkContext, peer: &NodeName, target: &HostPort) -> R
         connection.close(close::IDENTITY, b"this is not the node that was meant");
         return Err(DialError::OtherNode(addr, found, peer.clone()));
     }
-    Ok(connection)
+    match context.credentials.admit(Role::Node, &connection) {
+        Ok(entry) => Ok((connection, Admitted { _entry: entry, shown })),
+        Err(error) => {
+            connection.close(close::IDENTITY, error.to_string().as_bytes());
+            Err(DialError::NoGood(addr, error))
+        }
+    }
 }
 
 impl std::fmt::Debug for LinkContext {

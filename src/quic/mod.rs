@@ -12,11 +12,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{debug, error};
 
+use crate::address::ClientId;
 use crate::carrier::{ControlStream, close};
 use crate::clients::ClientContext;
 use crate::delivery::RangeSet;
 use crate::outcome::Code;
 use crate::phase::Phase;
+use crate::tls::credentials::{Entry, NoGood, Role};
+use crate::tls::identity::IdentityError;
+use crate::tls::peer_client;
 use crate::wire::client::{self as wire, FromClient, FromNode, Resume};
 use session::{Arrival, Sessions, serve};
 
@@ -82,9 +86,11 @@ async fn greet_and_serve(
     let Hello {
         connection,
         control,
+        name,
+        entry,
         resumable,
         resume,
-    } = match timeout(HELLO_DEADLINE, greet(incoming)).await {
+    } = match timeout(HELLO_DEADLINE, greet(incoming, context)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(error)) => {
             debug!(%remote, "no client: {error}");
@@ -104,11 +110,12 @@ async fn greet_and_serve(
         connection,
         control,
         taken,
+        entry,
     };
     if let Some(token) = token {
         if let Err(Arrival {
             connection, control, ..
-        }) = sessions.hand_over(&token, arrival)
+        }) = sessions.hand_over(&token, name.as_ref(), arrival)
         {
             let code = Code::SessionGone;
             turn_away(&connection, control.send, code, code.advice()).await;
@@ -116,7 +123,7 @@ async fn greet_and_serve(
         return;
     }
     match context.admit() {
-        Some(_admission) => serve(arrival, resumable, sessions, context).await,
+        Some(_admission) => serve(arrival, name, resumable, sessions, context).await,
         None => {
             debug!(%remote, "refused: as many clients as there may be");
             let text = "this node has as many clients as it may; try again later, or another node";
@@ -132,6 +139,10 @@ enum GreetingError {
     Lost(#[from] quinn::ConnectionError),
     #[error(transparent)]
     Read(#[from] quinn::ReadError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    NoGood(#[from] NoGood),
     #[error("{0}")]
     Refused(String),
 }
@@ -140,12 +151,25 @@ enum GreetingError {
 struct Hello {
     connection: Connection,
     control: ControlStream,
+    /// As its certificate says.
+    name: Option<ClientId>,
+    entry: Option<Entry>,
     resumable: bool,
     resume: Option<Resume>,
 }
 
-async fn greet(incoming: Incoming) -> Result<Hello, GreetingError> {
+/// Who a connection's certificate says that its client is, if it was to show one.
+fn identify(connection: &Connection, context: &ClientContext) -> Result<Option<(ClientId, Entry)>, GreetingError> {
+    let identity = || match peer_client(connection, &context.cluster)? {
+        Some(name) => Ok(Some((name, context.credentials.admit(Role::Client, connection)?))),
+        None => Ok(None),
+    };
+    identity().inspect_err(|error: &GreetingError| connection.close(close::IDENTITY, error.to_string().as_bytes()))
+}
+
+async fn greet(incoming: Incoming, context: &ClientContext) -> Result<Hello, GreetingError> {
     let connection = incoming.await?;
+    let (name, entry) = identify(&connection, context)?.unzip();
     let (send, mut recv) = connection.accept_bi().await?;
     let mut buffer = BytesMut::new();
     let (code, text) = match read_hello(&mut recv, &mut buffer).await? {
@@ -153,6 +177,8 @@ async fn greet(incoming: Incoming) -> Result<Hello, GreetingError> {
             return Ok(Hello {
                 connection,
                 control: ControlStream { send, recv, buffer },
+                name,
+                entry,
                 resumable,
                 resume,
             });
@@ -246,7 +272,7 @@ mod tests {
 
     /// A client that does as it likes, after the welcome.
     async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (Endpoint, Connection, SendStream, RecvStream) {
-        let config = endpoint::client_client(ClientTls::load(certs.path()).unwrap());
+        let config = endpoint::client_client(ClientTls::load(certs.path(), None).unwrap());
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let endpoint = endpoint::endpoint(quinn::EndpointConfig::default(), None, socket, &TaskTracker::new()).unwrap();
         let connecting = endpoint.connect_with(config, node.quic_addr(), "127.0.0.1").unwrap();

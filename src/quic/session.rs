@@ -11,11 +11,12 @@ use parking_lot::Mutex;
 use quinn::Connection;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::codec::NodeCodec;
 use super::{HELLO_DEADLINE, LAST_WORD};
-use crate::address::Address;
+use crate::address::{Address, ClientId};
 use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Handler, Heard, close};
 use crate::clients::ClientContext;
 use crate::config::Limits;
@@ -26,6 +27,7 @@ use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, 
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
 use crate::router::Blocked;
+use crate::tls::credentials::Entry;
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromNode, ResumeOffer, Welcome};
 
@@ -35,6 +37,8 @@ pub(super) struct Arrival {
     pub(super) control: ControlStream,
     /// What the client has taken of the node's messages.
     pub(super) taken: RangeSet,
+    /// Its certificate's place, if it showed one.
+    pub(super) entry: Option<Entry>,
 }
 
 /// Where a connection waits for the session that it is to serve. A later one takes the place of an earlier one, which
@@ -72,7 +76,15 @@ impl<A> Berth<A> {
 }
 
 /// The sessions that can be resumed, by token.
-pub(super) struct Sessions(DashMap<String, Arc<Berth<Arrival>>>);
+pub(super) struct Sessions(DashMap<String, Kept>);
+
+/// A session that can be resumed.
+#[derive(Clone)]
+struct Kept {
+    berth: Arc<Berth<Arrival>>,
+    /// The name that its client must have proved, if it has one.
+    name: Option<ClientId>,
+}
 
 impl Sessions {
     pub(super) fn new() -> Self {
@@ -80,22 +92,27 @@ impl Sessions {
     }
 
     /// A place under a new token.
-    fn open(self: &Arc<Self>) -> Place {
+    fn open(self: &Arc<Self>, name: Option<ClientId>) -> Place {
         let place = Place {
             token: format!("{:032x}", rand::random::<u128>()),
             berth: Arc::new(Berth::new()),
             sessions: Arc::clone(self),
         };
-        self.0.insert(place.token.clone(), Arc::clone(&place.berth));
+        let berth = Arc::clone(&place.berth);
+        self.0.insert(place.token.clone(), Kept { berth, name });
         place
     }
 
-    /// Hands a connection to the session with this token; gives it back when there is none.
-    pub(super) fn hand_over(&self, token: &str, arrival: Arrival) -> Result<(), Arrival> {
-        let Some(berth) = self.0.get(token).map(|berth| Arc::clone(&berth)) else {
+    /// Hands a connection of the client with this name to the session with this token; gives it back when there is none,
+    /// or it is another client's.
+    pub(super) fn hand_over(&self, token: &str, name: Option<&ClientId>, arrival: Arrival) -> Result<(), Arrival> {
+        let Some(kept) = self.0.get(token).map(|kept| kept.clone()) else {
             return Err(arrival);
         };
-        if let Some(earlier) = berth.put(arrival) {
+        if kept.name.as_ref() != name {
+            return Err(arrival);
+        }
+        if let Some(earlier) = kept.berth.put(arrival) {
             replace(&earlier.connection);
         }
         Ok(())
@@ -132,6 +149,8 @@ struct Session {
     /// A message of this client has ended.
     ended: Notify,
     closed: AtomicBool,
+    /// Another connection is to have its id.
+    replaced: CancellationToken,
     this: Weak<Self>,
 }
 
@@ -143,19 +162,35 @@ struct Waiting {
     passing: bool,
 }
 
-/// Serves a client from its first connection until it is gone for good.
-pub(super) async fn serve(first: Arrival, resumable: bool, sessions: &Arc<Sessions>, context: &ClientContext) {
+/// Serves a client from its first connection until it is gone for good. With a name of its own that is its id.
+pub(super) async fn serve(
+    first: Arrival,
+    name: Option<ClientId>,
+    resumable: bool,
+    sessions: &Arc<Sessions>,
+    context: &ClientContext,
+) {
     let limits = &context.limits;
     let registry = context.router.registry();
-    let id = registry.fresh_id();
+    let id = name.clone().unwrap_or_else(|| registry.fresh_id());
     let address = Address {
         node: context.router.name().clone(),
         id: id.clone(),
     };
     let session = Session::new(address, limits);
-    let registration = registry.register(id, Arc::<Session>::clone(&session));
-    let place = resumable.then(|| sessions.open());
+    let registering = registry.register(id, Arc::<Session>::clone(&session));
+    let Ok(registration) = timeout(HELLO_DEADLINE, registering).await else {
+        // What has the id ends at once when it is told to.
+        debug!(client = %session.address, "turned away: its id does not become free");
+        return;
+    };
+    let place = resumable.then(|| sessions.open(name));
+    let replaced = async {
+        session.replaced.cancelled().await;
+        debug!(client = %session.address, "gone: another connection has its id");
+    };
     tokio::select! {
+        () = replaced => {}
         () = session.carry(first, place, context) => {}
         () = session.finish(context) => {}
         never = session.pass_on_what_waits(context) => never,
@@ -167,11 +202,19 @@ pub(super) async fn serve(first: Arrival, resumable: bool, sessions: &Arc<Sessio
 }
 
 /// Closes a connection when whatever it served has ended.
-struct CloseOnDrop(Connection);
+struct CloseOnDrop {
+    connection: Connection,
+    replaced: CancellationToken,
+}
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.close(close::DONE, b"the session has ended");
+        if self.replaced.is_cancelled() {
+            let why = b"another connection has come with this client's name";
+            self.connection.close(close::REPLACED, why);
+        } else {
+            self.connection.close(close::DONE, b"the session has ended");
+        }
     }
 }
 
@@ -194,6 +237,7 @@ impl Session {
             waits: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
+            replaced: CancellationToken::new(),
             this: this.clone(),
         })
     }
@@ -260,8 +304,12 @@ impl Session {
             connection,
             mut control,
             taken,
+            entry: _entry,
         } = arrival;
-        let _closing = CloseOnDrop(connection.clone());
+        let _closing = CloseOnDrop {
+            connection: connection.clone(),
+            replaced: self.replaced.clone(),
+        };
         let resumable = offer.is_some();
         let resumed = offer.as_ref().is_some_and(|(_, resumed)| *resumed);
         let welcome = Welcome {
@@ -409,6 +457,10 @@ impl Recipient for Session {
             settle_all(self.exchange.give_up(Code::RecipientGone));
         }
         pushed
+    }
+
+    fn yield_place(&self) {
+        self.replaced.cancel();
     }
 }
 

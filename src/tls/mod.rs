@@ -1,32 +1,42 @@
 //! TLS for links and QUIC clients: what is read from a certificate directory, and what is made of it.
 //!
 //! - TLS 1.3 alone, with the aws-lc provider named explicitly; X25519MLKEM768 is offered and taken first.
-//! - A link is mutual: both sides show a certificate of the node authority, for both uses. Which node that is,
-//!   [`peer_node`] reads from the one URI in it. A certificate of the client authority is worth nothing there.
-//! - A QUIC client checks the node's certificate.
+//! - A link is mutual: both sides show a certificate of the node authority, for both uses. Which node that is, the one
+//!   URI in it says ([`identity`]). A certificate of the client authority is worth nothing there.
+//! - A QUIC client checks the node's certificate, and shows one of the client authority where the node wants that.
+//! - What an authority has revoked is refused; a revocation list that is over is an error.
 //! - No session is resumed, no early data is sent or taken, no key is logged: each connection is a whole handshake.
 //! - Links and clients differ in ALPN, and rustls refuses a QUIC connection whose ALPN fits nothing.
 //!
-//! [`make`](crate::certs::make) makes the files.
+//! [`NodeTls`] is what one reading of the directory gives; [`credentials`] reads it again and again, and looks after
+//! the connections that were let in by what it held before. [`make`](crate::certs::make) makes the files.
+
+pub(crate) mod credentials;
+mod files;
+pub(crate) mod identity;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, InconsistentKeys, ServerConfig};
 use webpki::EndEntityCert;
 
-use crate::address::NodeName;
-use crate::certs::{CLIENT_CA, DEFAULT_CLUSTER, NODE_CA, URI_SCHEME, is_cluster, node_stem, node_uri};
+use crate::address::{ClientId, NodeName};
+use crate::certs::{CLIENT_CA, NODE_CA, client_stem, node_stem};
+pub(crate) use files::TlsError;
+use files::{Authority, Files, Problem, valid_until, whole_days};
+use identity::{Identity, IdentityError};
 
 /// The ALPN of links.
 pub(crate) const LINK_ALPN: &[u8] = b"trunkline-link/1";
@@ -34,16 +44,30 @@ pub(crate) const LINK_ALPN: &[u8] = b"trunkline-link/1";
 /// The ALPN of QUIC clients.
 pub(crate) const CLIENT_ALPN: &[u8] = b"trunkline/1";
 
-/// Separates the reset keys from anything else that may ever be derived from a node's private key.
-const RESET_LABEL: &[u8] = b"trunkline stateless reset v1";
-
 /// The length of the connection ids a node gives out: as quinn's own.
 const CID_LEN: usize = 8;
+
+/// Whether a node asks QUIC clients for a certificate of the client authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ClientCertificates {
+    /// It does not.
+    #[default]
+    Unasked,
+    /// It does, and one without has to show something else.
+    Welcome,
+    /// None gets in without one.
+    Required,
+}
 
 /// A node's side of TLS: its certificate and key, and the authorities it trusts.
 pub(crate) struct NodeTls {
     name: NodeName,
     cluster: String,
+    chain: Vec<CertificateDer<'static>>,
+    /// Up to when the node's own certificate holds.
+    until: SystemTime,
+    nodes: Trust,
+    clients: Option<Trust>,
     link_server: Arc<QuicServerConfig>,
     link_client: Arc<QuicClientConfig>,
     client_server: Arc<QuicServerConfig>,
@@ -54,27 +78,45 @@ impl NodeTls {
     /// Reads and checks the files of a node.
     ///
     /// What a refused connection would show later is found out here.
-    pub(crate) fn load(dir: &Path, name: &NodeName) -> Result<Self, TlsError> {
+    pub(crate) fn load(dir: &Path, name: &NodeName, certificates: ClientCertificates) -> Result<Self, TlsError> {
         let stem = node_stem(name);
         let mut files = Files::new(dir, Some(name));
         let authority = files.authority(NODE_CA)?;
+        let client_authority = match certificates {
+            ClientCertificates::Unasked => None,
+            ClientCertificates::Welcome | ClientCertificates::Required => Some(files.authority(CLIENT_CA)?),
+        };
         let chain = files.chain(&stem)?;
         let (key, secret) = files.key(&stem)?;
         let in_certificate = |problem: Problem, files: &Files<'_>| files.fault(&stem, "pem", problem);
 
         let unfit = |error: webpki::Error| Problem::Unfit(error.to_string());
-        let (first, rest) = chain
-            .split_first()
+        let first = chain
+            .first()
             .ok_or_else(|| in_certificate(Problem::NoCertificate, &files))?;
         let leaf = EndEntityCert::try_from(first).map_err(|error| in_certificate(unfit(error), &files))?;
-        let (cluster, named) =
-            name_in_certificate(&leaf).map_err(|error| in_certificate(Problem::Name(error), &files))?;
+        let identity = Identity::of_leaf(&leaf).map_err(|error| in_certificate(Problem::Identity(error), &files))?;
+        let cluster = identity.cluster.clone();
         files.cluster = Some(cluster.clone());
+        let named = identity
+            .node_of(&cluster)
+            .map_err(|error| in_certificate(Problem::Identity(error), &files))?;
         if named != *name {
             let problem = Problem::OtherNode(named, name.clone());
             return Err(in_certificate(problem, &files));
         }
-        check(&leaf, rest, &authority, name).map_err(|problem| in_certificate(problem, &files))?;
+        let nodes = Trust::new(&authority, false).map_err(|error| files.fault(NODE_CA, "pem", error))?;
+        let clients = client_authority
+            .map(|authority| Trust::new(&authority, certificates == ClientCertificates::Welcome))
+            .transpose()
+            .map_err(|error| files.fault(CLIENT_CA, "pem", error))?;
+        check(&leaf, &chain, &nodes, name).map_err(|problem| in_certificate(problem, &files))?;
+        let until = valid_until(&chain).ok_or_else(|| {
+            in_certificate(
+                Problem::Unfit("one of its certificates can't be read".to_owned()),
+                &files,
+            )
+        })?;
 
         let certified = CertifiedKey::new(chain.clone(), key);
         match certified.keys_match() {
@@ -86,11 +128,12 @@ impl NodeTls {
         }
         let certified = Arc::new(SingleCertAndKey::from(certified));
         let configs = || -> Result<_, Box<dyn std::error::Error>> {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&authority), crypto()).build()?;
+            let nodes_as_clients = Some(Arc::clone(&nodes.clients));
+            let clients = clients.as_ref().map(|clients| Arc::clone(&clients.clients));
             Ok((
-                server(Some(verifier), Arc::clone(&certified), LINK_ALPN)?.try_into()?,
-                client(authority, Some(certified.clone()), LINK_ALPN)?.try_into()?,
-                server(None, certified, CLIENT_ALPN)?.try_into()?,
+                server(nodes_as_clients, Arc::clone(&certified), LINK_ALPN)?.try_into()?,
+                client(Arc::clone(&nodes.servers), Some(certified.clone()), LINK_ALPN)?.try_into()?,
+                server(clients, certified, CLIENT_ALPN)?.try_into()?,
             ))
         };
         let (link_server, link_client, client_server): (QuicServerConfig, QuicClientConfig, QuicServerConfig) =
@@ -98,6 +141,10 @@ impl NodeTls {
         Ok(Self {
             name: name.clone(),
             cluster,
+            chain,
+            until,
+            nodes,
+            clients,
             link_server: Arc::new(link_server),
             link_client: Arc::new(link_client),
             client_server: Arc::new(client_server),
@@ -120,7 +167,7 @@ impl NodeTls {
         Arc::clone(&self.link_client)
     }
 
-    /// For QUIC clients: the node shows its certificate and asks for none.
+    /// For QUIC clients: the node shows its certificate, and asks for one where it was told to.
     pub(crate) fn client_server(&self) -> Arc<QuicServerConfig> {
         Arc::clone(&self.client_server)
     }
@@ -155,235 +202,95 @@ impl fmt::Debug for NodeTls {
     }
 }
 
+/// An authority, with what it has revoked, as judge of certificates.
+#[derive(Debug)]
+struct Trust {
+    /// Of those that dial.
+    clients: Arc<dyn ClientCertVerifier>,
+    /// Of those that are dialled.
+    servers: Arc<dyn ServerCertVerifier>,
+    lists_until: Option<SystemTime>,
+}
+
+impl Trust {
+    fn new(authority: &Authority, may_be_without: bool) -> Result<Self, Problem> {
+        // A list counts for the authority that issued it; one without a list has revoked nothing.
+        let roots = Arc::clone(&authority.roots);
+        let mut clients = WebPkiClientVerifier::builder_with_provider(roots, crypto())
+            .with_crls(authority.lists.clone())
+            .allow_unknown_revocation_status()
+            .enforce_revocation_expiration();
+        if may_be_without {
+            clients = clients.allow_unauthenticated();
+        }
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&authority.roots), crypto())
+            .with_crls(authority.lists.clone())
+            .allow_unknown_revocation_status()
+            .enforce_revocation_expiration()
+            .build();
+        let unfit = |error: rustls::server::VerifierBuilderError| Problem::Unfit(error.to_string());
+        Ok(Self {
+            clients: clients.build().map_err(unfit)?,
+            servers: servers.map_err(unfit)?,
+            lists_until: authority.lists_until,
+        })
+    }
+
+    /// Judges a chain that was shown in a handshake some time ago, as it would be judged now.
+    fn judge(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
+        let (leaf, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.clients.verify_client_cert(leaf, rest, now).map(|_| ())
+    }
+}
+
 /// The TLS of QUIC clients.
 #[derive(Debug)]
 pub(crate) struct ClientTls;
 
 impl ClientTls {
-    /// Reads the node authority, which is all a client needs to know a node by.
-    pub(crate) fn load(dir: &Path) -> Result<Arc<QuicClientConfig>, TlsError> {
+    /// Reads the node authority, which is all a client needs to know a node by, and what `name` names of the
+    /// certificates of clients, to be shown to nodes that ask for one.
+    pub(crate) fn load(dir: &Path, name: Option<&ClientId>) -> Result<Arc<QuicClientConfig>, TlsError> {
         let files = Files::new(dir, None);
-        let config = || -> Result<QuicClientConfig, Box<dyn std::error::Error>> {
-            Ok(client(files.authority(NODE_CA)?, None, CLIENT_ALPN)?.try_into()?)
+        let certified: Option<Arc<dyn ResolvesClientCert>> = match name {
+            Some(name) => {
+                let stem = client_stem(name);
+                let certified = CertifiedKey::new(files.chain(&stem)?, files.key(&stem)?.0);
+                if certified.keys_match().is_err() {
+                    return Err(files.fault(&stem, "key", Problem::KeyMismatch(format!("{stem}.pem"))));
+                }
+                Some(Arc::new(SingleCertAndKey::from(certified)))
+            }
+            None => None,
         };
-        config().map(Arc::new).map_err(|error| match error.downcast() {
-            Ok(error) => *error,
-            Err(error) => files.fault(NODE_CA, "pem", Problem::Unfit(error.to_string())),
-        })
+        let trust =
+            Trust::new(&files.authority(NODE_CA)?, false).map_err(|error| files.fault(NODE_CA, "pem", error))?;
+        let config = || -> Result<QuicClientConfig, Box<dyn std::error::Error>> {
+            Ok(client(trust.servers, certified, CLIENT_ALPN)?.try_into()?)
+        };
+        config()
+            .map(Arc::new)
+            .map_err(|error| files.fault(NODE_CA, "pem", Problem::Unfit(error.to_string())))
     }
 }
 
-/// The node at the other end of a connection, as its certificate says; the handshake has proved the certificate.
-pub(crate) fn peer_node(connection: &quinn::Connection, cluster: &str) -> Result<NodeName, PeerError> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or(PeerError::NoCertificate)?;
-    let leaf = chain.first().ok_or(PeerError::NoCertificate)?;
-    let leaf = EndEntityCert::try_from(leaf).map_err(|_| PeerError::NoCertificate)?;
-    let (theirs, name) = name_in_certificate(&leaf)?;
-    if theirs != cluster {
-        return Err(PeerError::OtherCluster(theirs));
-    }
-    Ok(name)
+/// The certificates that the other end of a connection showed; the handshake has proved them.
+pub(crate) fn peer_chain(connection: &quinn::Connection) -> Option<Vec<CertificateDer<'static>>> {
+    let identity = connection.peer_identity()?;
+    identity.downcast().ok().map(|chain| *chain)
 }
 
-fn name_in_certificate(leaf: &EndEntityCert<'_>) -> Result<(String, NodeName), PeerError> {
-    let mut uris = leaf.valid_uri_names();
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) => parse_node_uri(uri).map(|(cluster, name)| (cluster.to_owned(), name)),
-        _ => Err(PeerError::NotOneUri),
-    }
+/// The node at the other end of a connection, as its certificate says.
+pub(crate) fn peer_node(connection: &quinn::Connection, cluster: &str) -> Result<NodeName, IdentityError> {
+    let chain = peer_chain(connection).ok_or(IdentityError::NoCertificate)?;
+    Identity::of_chain(&chain)?.node_of(cluster)
 }
 
-/// Reads `trunkline://CLUSTER/node/HOST%3APORT`, in its one canonical spelling.
-pub(crate) fn parse_node_uri(uri: &str) -> Result<(&str, NodeName), PeerError> {
-    let parts = || {
-        let (cluster, path) = uri.strip_prefix(URI_SCHEME)?.split_once('/')?;
-        let text = path.strip_prefix("node/")?;
-        let name: NodeName = text
-            .replace("%3A", ":")
-            .replace("%5B", "[")
-            .replace("%5D", "]")
-            .parse()
-            .ok()?;
-        (is_cluster(cluster) && node_uri(cluster, &name) == uri).then_some((cluster, name))
-    };
-    parts().ok_or(PeerError::NoNode)
-}
-
-/// Why the other end of a connection is no node to have a link with.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PeerError {
-    /// It showed no certificate that can be read.
-    #[error("no readable certificate was shown")]
-    NoCertificate,
-    /// There is no URI in it, or several.
-    #[error("the certificate does not have exactly one URI name")]
-    NotOneUri,
-    /// The URI is not `trunkline://CLUSTER/node/HOST%3APORT`.
-    #[error("the URI in the certificate names no node")]
-    NoNode,
-    /// The node is one of another cluster.
-    #[error("the certificate is for the cluster {0:?}")]
-    OtherCluster(String),
-}
-
-/// Why the files of a certificate directory are of no use: which, what is wrong, and what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}; {remedy}", .file.display())]
-pub(crate) struct TlsError {
-    file: PathBuf,
-    problem: Problem,
-    remedy: String,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Problem {
-    #[error("there is no such file")]
-    Missing,
-    #[error("it can't be read: {0}")]
-    Unreadable(std::io::Error),
-    #[error("there is no certificate in PEM in it")]
-    NoCertificate,
-    #[error("there is no private key in PEM in it that can be used")]
-    NoKey,
-    #[error("the key is not that of the certificate {0}")]
-    KeyMismatch(String),
-    #[error("the certificate expired {0} days ago")]
-    Expired(u64),
-    #[error("the certificate is not valid for another {0} minutes: is the clock right?")]
-    NotYetValid(u64),
-    #[error("the certificate was not issued by {NODE_CA}.pem")]
-    OtherAuthority,
-    #[error("{0}")]
-    Name(PeerError),
-    #[error("the certificate names the node {0}, not {1}")]
-    OtherNode(NodeName, NodeName),
-    #[error("the certificate is not for the host {0}")]
-    OtherHost(String),
-    #[error("TLS can't use it: {0}")]
-    Unfit(String),
-}
-
-/// Reads a certificate directory, and knows how to make what is wrong in it anew.
-struct Files<'a> {
-    dir: &'a Path,
-    node: Option<&'a NodeName>,
-    cluster: Option<String>,
-}
-
-impl<'a> Files<'a> {
-    fn new(dir: &'a Path, node: Option<&'a NodeName>) -> Self {
-        Self {
-            dir,
-            node,
-            cluster: None,
-        }
-    }
-
-    fn path(&self, stem: &str, extension: &str) -> PathBuf {
-        self.dir.join(format!("{stem}.{extension}"))
-    }
-
-    fn read(&self, stem: &str, extension: &str) -> Result<Vec<u8>, TlsError> {
-        std::fs::read(self.path(stem, extension)).map_err(|error| {
-            let problem = match error.kind() {
-                std::io::ErrorKind::NotFound => Problem::Missing,
-                _ => Problem::Unreadable(error),
-            };
-            self.fault(stem, extension, problem)
-        })
-    }
-
-    fn chain(&self, stem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.read(stem, "pem")?)
-            .collect::<Result<_, _>>()
-            .map_err(|_| self.fault(stem, "pem", Problem::NoCertificate))?;
-        if chain.is_empty() {
-            return Err(self.fault(stem, "pem", Problem::NoCertificate));
-        }
-        Ok(chain)
-    }
-
-    /// Several certificates in the file are several authorities: that is how one is replaced without a stop.
-    fn authority(&self, stem: &str) -> Result<Arc<RootCertStore>, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in self.chain(stem)? {
-            roots
-                .add(certificate)
-                .map_err(|error| self.fault(stem, "pem", Problem::Unfit(error.to_string())))?;
-        }
-        Ok(Arc::new(roots))
-    }
-
-    /// The key to sign with, and a secret derived from it.
-    fn key(&self, stem: &str) -> Result<(Arc<dyn rustls::sign::SigningKey>, hmac::Key), TlsError> {
-        let unusable = || self.fault(stem, "key", Problem::NoKey);
-        let pem = self.read(stem, "key")?;
-        self.warn_of_readers(stem);
-        let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| unusable())?;
-        let private = hmac::Key::new(hmac::HMAC_SHA512, der.secret_der());
-        let secret = hmac::sign(&private, RESET_LABEL);
-        let key = crypto().key_provider.load_private_key(der).map_err(|_| unusable())?;
-        Ok((key, hmac::Key::new(hmac::HMAC_SHA512, secret.as_ref())))
-    }
-
-    #[cfg(unix)]
-    fn warn_of_readers(&self, stem: &str) {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = self.path(stem, "key");
-        if std::fs::metadata(&path).is_ok_and(|file| file.permissions().mode() & 0o077 != 0) {
-            tracing::warn!(file = %path.display(), "others than its owner can read this private key: chmod 600 it");
-        }
-    }
-
-    #[cfg(not(unix))]
-    fn warn_of_readers(&self, _stem: &str) {}
-
-    fn fault(&self, stem: &str, extension: &str, problem: Problem) -> TlsError {
-        TlsError {
-            file: self.path(stem, extension),
-            remedy: self.remedy(stem, &problem),
-            problem,
-        }
-    }
-
-    fn remedy(&self, stem: &str, problem: &Problem) -> String {
-        let mut command = format!("`trunkline certs --certs {}", self.dir.display());
-        if let Some(cluster) = self.cluster.as_deref().filter(|cluster| *cluster != DEFAULT_CLUSTER) {
-            command.push_str(" --cluster ");
-            command.push_str(cluster);
-        }
-        if let Some(node) = self.node {
-            command.push(' ');
-            command.push_str(node.as_str());
-        }
-        command.push('`');
-        if matches!(problem, Problem::Unreadable(_)) {
-            return format!("let the user that runs this read it; {command} makes files for the user that runs that");
-        }
-        if [NODE_CA, CLIENT_CA].contains(&stem) {
-            return format!(
-                "copy it from where the certificates of this cluster are made, or make a new cluster's in an empty \
-                 directory: {command}"
-            );
-        }
-        // `trunkline certs` never writes over a file, and takes half a pair for an accident.
-        let stale: Vec<String> = ["pem", "key"]
-            .into_iter()
-            .map(|extension| self.path(stem, extension))
-            .filter(|path| path.exists())
-            .map(|path| path.display().to_string())
-            .collect();
-        if stale.is_empty() {
-            format!("make it where {NODE_CA}.key is: {command}")
-        } else {
-            format!(
-                "remove {}, then, where {NODE_CA}.key is: {command}",
-                stale.join(" and ")
-            )
-        }
+/// The client at the other end of a connection, as its certificate says; `None` if it showed none.
+pub(crate) fn peer_client(connection: &quinn::Connection, cluster: &str) -> Result<Option<ClientId>, IdentityError> {
+    match peer_chain(connection) {
+        Some(chain) => Identity::of_chain(&chain)?.client_of(cluster).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -391,34 +298,35 @@ impl<'a> Files<'a> {
 fn check(
     leaf: &EndEntityCert<'_>,
     chain: &[CertificateDer<'_>],
-    authority: &RootCertStore,
+    nodes: &Trust,
     name: &NodeName,
 ) -> Result<(), Problem> {
-    use webpki::{Error, KeyUsage};
+    let host = ServerName::try_from(name.host()).map_err(|error| Problem::Unfit(error.to_string()))?;
     let now = UnixTime::now();
-    for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
-        leaf.verify_for_usage(
-            crypto().signature_verification_algorithms.all,
-            &authority.roots,
-            chain,
-            now,
-            usage,
-            None,
-            None,
-        )
-        .map_err(|error| match error {
-            Error::CertExpired { not_after, .. } => {
-                Problem::Expired(now.as_secs().saturating_sub(not_after.as_secs()) / (24 * 60 * 60))
+    let (first, rest) = chain.split_first().ok_or(Problem::NoCertificate)?;
+    let as_server = nodes
+        .servers
+        .verify_server_cert(first, rest, &host, &[], now)
+        .map(|_| ());
+    let problem = |error: rustls::Error| match &error {
+        rustls::Error::InvalidCertificate(problem) => match problem {
+            CertificateError::ExpiredContext { not_after, .. } => {
+                Problem::Expired(whole_days(now.as_secs().saturating_sub(not_after.as_secs())))
             }
-            Error::CertNotValidYet { not_before, .. } => {
+            CertificateError::NotValidYetContext { not_before, .. } => {
                 Problem::NotYetValid(not_before.as_secs().saturating_sub(now.as_secs()).div_ceil(60))
             }
-            // An authority made anew has the old one's name and another key.
-            Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => Problem::OtherAuthority,
-            error => Problem::Unfit(error.to_string()),
-        })?;
-    }
-    let host = ServerName::try_from(name.host()).map_err(|error| Problem::Unfit(error.to_string()))?;
+            CertificateError::Revoked => Problem::Revoked,
+            // An authority made anew may have the old one's name and another key.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Problem::OtherAuthority,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Problem::OtherHost(name.host().to_owned())
+            }
+            other => Problem::Unfit(other.to_string()),
+        },
+        other => Problem::Unfit(other.to_string()),
+    };
+    as_server.and_then(|()| nodes.judge(chain, now)).map_err(problem)?;
     leaf.verify_is_valid_for_subject_name(&host)
         .map_err(|_| Problem::OtherHost(name.host().to_owned()))
 }
@@ -449,13 +357,15 @@ fn server(
 }
 
 fn client(
-    roots: Arc<RootCertStore>,
+    verifier: Arc<dyn ServerCertVerifier>,
     certified: Option<Arc<dyn ResolvesClientCert>>,
     alpn: &[u8],
 ) -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(crypto())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots);
+        // rustls calls every verifier that is not made of its roots alone dangerous; this one is its own, with lists.
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
     let mut config = match certified {
         Some(certified) => builder.with_client_cert_resolver(certified),
         None => builder.with_no_client_auth(),
@@ -499,10 +409,19 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn load(dir: &Path, node: &str) -> Result<NodeTls, TlsError> {
+        NodeTls::load(dir, &name(node), ClientCertificates::Unasked)
+    }
+
     fn directory(cluster: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        crate::certs::make(dir.path(), &[name(A), name(B)], cluster).unwrap();
+        let bob = "bob".parse().unwrap();
+        crate::certs::make_for(dir.path(), &[name(A), name(B)], &[bob], cluster).unwrap();
         dir
+    }
+
+    fn trust(dir: &Path) -> Trust {
+        Trust::new(&Files::new(dir, None).authority(NODE_CA).unwrap(), false).unwrap()
     }
 
     /// The certificate and key in these files, whatever they are for.
@@ -542,7 +461,7 @@ mod tests {
         Result<quinn::Connection, quinn::ConnectionError>,
         Result<quinn::Connection, quinn::ConnectionError>,
     ) {
-        let a = NodeTls::load(dir, &name(A)).unwrap();
+        let a = load(dir, A).unwrap();
         let listener = endpoint(&a, a.link_server(), LINK_ALPN, 0);
         let dialler = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let accept = async { listener.accept().await.unwrap().await };
@@ -552,7 +471,7 @@ mod tests {
     #[tokio::test]
     async fn nodes_of_a_cluster_link_and_know_each_other() {
         let dir = directory("eu-1");
-        let b = NodeTls::load(dir.path(), &name(B)).unwrap();
+        let b = load(dir.path(), B).unwrap();
         assert_eq!((b.cluster(), &b.name), ("eu-1", &name(B)));
         let (accepted, dialled) = link_to_a(dir.path(), b.link_client()).await;
         let (accepted, dialled) = (accepted.unwrap(), dialled.unwrap());
@@ -560,16 +479,16 @@ mod tests {
         assert_eq!(peer_node(&dialled, "eu-1"), Ok(name(A)));
         assert_eq!(
             peer_node(&accepted, "trunkline"),
-            Err(PeerError::OtherCluster("eu-1".to_owned()))
+            Err(IdentityError::OtherCluster("eu-1".to_owned()))
         );
     }
 
     #[tokio::test]
     async fn a_link_is_refused_to_who_is_no_node_of_the_authority() {
         let (ours, theirs) = (directory("trunkline"), directory("trunkline"));
-        let trusted = || Files::new(ours.path(), None).authority(NODE_CA).unwrap();
+        let trusted = || trust(ours.path()).servers;
         let node = certified(theirs.path(), &node_stem(&name(B)));
-        let own_client = certified(ours.path(), "client");
+        let own_client = certified(ours.path(), "client-bob");
         let shown: [Option<Arc<dyn ResolvesClientCert>>; 3] = [Some(node), Some(own_client), None];
         for shown in shown {
             let config = client(trusted(), shown, LINK_ALPN).unwrap();
@@ -584,7 +503,7 @@ mod tests {
             }
         }
         // And a node does not talk to a server of another authority.
-        let stranger = NodeTls::load(theirs.path(), &name(B)).unwrap();
+        let stranger = load(theirs.path(), B).unwrap();
         let (accepted, dialled) = link_to_a(ours.path(), stranger.link_client()).await;
         assert!(accepted.is_err() && dialled.is_err());
     }
@@ -592,8 +511,8 @@ mod tests {
     #[tokio::test]
     async fn a_client_knows_the_node_and_the_two_protocols_do_not_mix() {
         let dir = directory("trunkline");
-        let a = NodeTls::load(dir.path(), &name(A)).unwrap();
-        let config = ClientTls::load(dir.path()).unwrap();
+        let a = load(dir.path(), A).unwrap();
+        let config = ClientTls::load(dir.path(), None).unwrap();
 
         let listener = endpoint(&a, a.client_server(), CLIENT_ALPN, 0);
         let dialler = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -603,7 +522,7 @@ mod tests {
         assert_eq!(peer_node(&dialled.unwrap(), "trunkline"), Ok(name(A)));
         assert_eq!(
             peer_node(&accepted.unwrap(), "trunkline"),
-            Err(PeerError::NoCertificate)
+            Err(IdentityError::NoCertificate)
         );
 
         let (accepted, dialled) = link_to_a(dir.path(), config).await;
@@ -614,7 +533,7 @@ mod tests {
     fn the_key_exchange_is_post_quantum() {
         use rustls::quic::{ClientConnection, ServerConnection, Version};
         let dir = directory("trunkline");
-        let trusted = Files::new(dir.path(), None).authority(NODE_CA).unwrap();
+        let trusted = trust(dir.path()).servers;
         let node = certified(dir.path(), &node_stem(&name(A)));
         let to = "127.0.0.1".try_into().unwrap();
         let ours = Arc::new(client(trusted, None, CLIENT_ALPN).unwrap());
@@ -648,7 +567,7 @@ mod tests {
         let dir = directory("trunkline");
         let start = |port| {
             let runtime = tokio::runtime::Runtime::new().unwrap();
-            let tls = NodeTls::load(dir.path(), &name(A)).unwrap();
+            let tls = load(dir.path(), A).unwrap();
             let listener = runtime.block_on(async { endpoint(&tls, tls.link_server(), LINK_ALPN, port) });
             (runtime, listener)
         };
@@ -657,7 +576,7 @@ mod tests {
         let accepted = first.spawn(async move { (listener.accept().await.unwrap().await.unwrap(), listener) });
         let ours = tokio::runtime::Runtime::new().unwrap();
         let (dialler, dialled) = ours.block_on(async {
-            let b = NodeTls::load(dir.path(), &name(B)).unwrap();
+            let b = load(dir.path(), B).unwrap();
             let dialler = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
             let dialled = dial(&dialler, b.link_client(), address).await.unwrap();
             (dialler, dialled)
@@ -682,56 +601,10 @@ mod tests {
     #[test]
     fn reset_keys_are_stable_and_differ_by_node_and_endpoint() {
         let dir = directory("trunkline");
-        let load = |text| NodeTls::load(dir.path(), &name(text)).unwrap();
+        let load = |text| load(dir.path(), text).unwrap();
         assert_eq!(load(A).reset_key(LINK_ALPN), load(A).reset_key(LINK_ALPN));
         assert_ne!(load(A).reset_key(LINK_ALPN), load(A).reset_key(CLIENT_ALPN));
         assert_ne!(load(A).reset_key(LINK_ALPN), load(B).reset_key(LINK_ALPN));
-    }
-
-    #[test]
-    fn what_names_a_node() {
-        for (uri, cluster, node) in [
-            ("trunkline://trunkline/node/127.0.0.1%3A1215", "trunkline", A),
-            ("trunkline://eu-1.x/node/%5B%3A%3A1%5D%3A1", "eu-1.x", "[::1]:1"),
-            ("trunkline://C/node/relay.example.com%3A9", "C", "relay.example.com:9"),
-        ] {
-            assert_eq!(parse_node_uri(uri), Ok((cluster, name(node))));
-            assert_eq!(node_uri(cluster, &name(node)), uri);
-        }
-        for hostile in [
-            "",
-            "trunkline://",
-            "trunkline:///node/127.0.0.1%3A1215",
-            "trunkline://trunkline/client/client",
-            "trunkline://trunkline/client/node/127.0.0.1%3A1215",
-            "trunkline://trunkline/node/",
-            "trunkline://trunkline/node//127.0.0.1%3A1215",
-            "trunkline://trunkline/node/127.0.0.1%3A1215/",
-            "trunkline://trunkline/node/127.0.0.1%3A1215?x",
-            "trunkline://trunkline/node/127.0.0.1%3A1215#x",
-            "trunkline://trunkline/node/127.0.0.1%3A1215%3A123456",
-            "trunkline://trunkline/node/127.0.0.1%3A01215",
-            "trunkline://trunkline/node/127.0.0.1%3A0",
-            "trunkline://trunkline/node/127.0.0.1",
-            "trunkline://trunkline/node/%5B0%3A0%3A0%3A0%3A0%3A0%3A0%3A1%5D%3A1215",
-            "trunkline://trunkline/node/%5B%3A%3A1%251%5D%3A1215",
-            "trunkline://trunkline/node/Relay.example.com%3A1215",
-            "trunkline://trunkline/node/127.0.0.1%3A1215\0",
-            "trunkline://trunkline/node/ 127.0.0.1%3A1215",
-            "trunkline://trunkline/node/%31.example.com%3A1215",
-            "trunkline://trunkline/NODE/127.0.0.1:1215",
-            "trunkline://trunkline/../node/127.0.0.1%3A1215",
-            "trunkline://user@trunkline/node/127.0.0.1%3A1215",
-            "trunkline://trunkline:443/node/127.0.0.1%3A1215",
-            "Trunkline://trunkline/node/127.0.0.1%3A1215",
-            " trunkline://trunkline/node/127.0.0.1%3A1215",
-            "https://trunkline/node/127.0.0.1%3A1215",
-            "spiffe://trunkline/node/127.0.0.1%3A1215",
-        ] {
-            assert_eq!(parse_node_uri(hostile), Err(PeerError::NoNode), "{hostile:?}");
-        }
-        let long = format!("trunkline://{}/node/127.0.0.1%3A1215", "x".repeat(64));
-        assert_eq!(parse_node_uri(&long), Err(PeerError::NoNode));
     }
 
     /// Puts a certificate that the node authority issued in place of node A's.
@@ -816,8 +689,8 @@ mod tests {
             (PEM, "names the node 127.0.0.1:1216, not 127.0.0.1:1215", |dir| {
                 std::fs::copy(dir.join("node-127.0.0.1-1216.pem"), dir.join(PEM)).unwrap();
             }),
-            (PEM, "names no node", |dir| {
-                std::fs::copy(dir.join("client.pem"), dir.join(PEM)).unwrap();
+            (PEM, "is that of the client bob", |dir| {
+                std::fs::copy(dir.join("client-bob.pem"), dir.join(PEM)).unwrap();
             }),
             (PEM, "exactly one URI", |dir| {
                 reissue(dir, |params| {
@@ -835,9 +708,9 @@ mod tests {
         ];
         for (file, problem, spoil) in cases {
             let dir = directory("trunkline");
-            NodeTls::load(dir.path(), &name(A)).unwrap();
+            load(dir.path(), A).unwrap();
             spoil(dir.path());
-            let text = NodeTls::load(dir.path(), &name(A)).unwrap_err().to_string();
+            let text = load(dir.path(), A).unwrap_err().to_string();
             let command = format!("`trunkline certs --certs {} {A}`", dir.path().display());
             assert!(
                 text.starts_with(&format!("{}: ", dir.path().join(file).display())),
@@ -853,7 +726,7 @@ mod tests {
         let stem = node_stem(&name(A));
         let other = dir.path().join(format!("{}.key", node_stem(&name(B))));
         std::fs::copy(other, dir.path().join(format!("{stem}.key"))).unwrap();
-        let text = NodeTls::load(dir.path(), &name(A)).unwrap_err().to_string();
+        let text = load(dir.path(), A).unwrap_err().to_string();
         assert!(text.contains(" --cluster eu-1 127.0.0.1:1215`"), "{text}");
     }
 
@@ -864,15 +737,15 @@ mod tests {
             "client-ca.pem",
             "client-ca.key",
             "node-ca.key",
-            "client.pem",
-            "client.key",
+            "client-bob.pem",
+            "client-bob.key",
         ] {
             std::fs::remove_file(dir.path().join(file)).unwrap();
         }
-        NodeTls::load(dir.path(), &name(A)).unwrap();
-        ClientTls::load(dir.path()).unwrap();
+        load(dir.path(), A).unwrap();
+        ClientTls::load(dir.path(), None).unwrap();
         std::fs::remove_file(dir.path().join("node-ca.pem")).unwrap();
-        let text = ClientTls::load(dir.path()).err().unwrap().to_string();
+        let text = ClientTls::load(dir.path(), None).err().unwrap().to_string();
         assert!(
             text.contains("node-ca.pem") && text.contains("`trunkline certs"),
             "{text}"
@@ -885,7 +758,7 @@ mod tests {
         let long = format!("{}.example.com:65535", ["x".repeat(60), "y".repeat(60)].join("."));
         for text in ["[::1]:1215", "localhost:1", "a_b.example.com:1", &long] {
             crate::certs::make(dir.path(), &[name(text)], "trunkline").unwrap();
-            assert_eq!(NodeTls::load(dir.path(), &name(text)).unwrap().name, name(text));
+            assert_eq!(load(dir.path(), text).unwrap().name, name(text));
         }
     }
 }

@@ -1,0 +1,337 @@
+//! What a node knows itself and others by, kept up to date while it runs.
+//!
+//! The certificate directory is looked at every second, by the times and sizes of the files: this works for files that are
+//! replaced, for directories that are links (as in mounted secrets) and over network file systems, where notices of change
+//! do not come. What is read whole and without fault takes the place of what was there; a fault is reported, and what was
+//! there stays in force.
+//!
+//! Those who were let in by a certificate are on a [roll](Credentials::admit). When trust has changed each of them is
+//! judged anew, and whoever would not be let in any more is closed, as is whoever's certificate is over.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use quinn::Connection;
+use rustls::CertificateError;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info, warn};
+
+use super::files::valid_until;
+use super::{ClientCertificates, NodeTls, TlsError, peer_chain};
+use crate::address::NodeName;
+use crate::carrier::close;
+use crate::certs::{CLIENT_CA, NODE_CA, node_stem};
+use crate::phase::{Follow, Phase};
+
+/// How often the files, and who is on the roll, are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// From when on the end of a certificate or a revocation list is warned of: what is left of it.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// Whose authority a connection was let in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The node authority's.
+    Node,
+    /// The client authority's.
+    Client,
+}
+
+/// What a node knows itself and others by.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    dir: PathBuf,
+    name: NodeName,
+    certificates: ClientCertificates,
+    current: Mutex<Arc<NodeTls>>,
+    /// How often the node's own certificate has changed.
+    shown: AtomicU64,
+    roll: DashMap<u64, Listed>,
+    next: AtomicU64,
+    wanted: Notify,
+    /// Of the files, before they were read.
+    stamps: Mutex<Stamps>,
+}
+
+#[derive(Debug)]
+struct Listed {
+    role: Role,
+    connection: Connection,
+    chain: Vec<CertificateDer<'static>>,
+    until: SystemTime,
+}
+
+/// Someone's place on the roll, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    key: u64,
+    credentials: Arc<Credentials>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.credentials.roll.remove(&self.key);
+    }
+}
+
+/// Why a connection is not let in by its certificate, though the handshake let it.
+#[derive(Debug, thiserror::Error)]
+#[error("its certificate is no good any more: {0}")]
+pub(crate) struct NoGood(String);
+
+/// Why what was read is not taken.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error(transparent)]
+    Files(#[from] TlsError),
+    #[error("{}: the revocation list is gone; put it back, or an empty one if nothing is revoked any more", .0.display())]
+    ListGone(PathBuf),
+    #[error("the certificate is for the cluster {0:?} now; a node that goes to another cluster has to start anew")]
+    OtherCluster(String),
+    #[error("reading them failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl Credentials {
+    /// Reads and checks the files of a node.
+    pub(crate) fn load(dir: &Path, name: &NodeName, certificates: ClientCertificates) -> Result<Arc<Self>, TlsError> {
+        let stamps = Stamps::of(dir, name);
+        let tls = NodeTls::load(dir, name, certificates)?;
+        Ok(Arc::new(Self {
+            dir: dir.to_owned(),
+            name: name.clone(),
+            certificates,
+            current: Mutex::new(Arc::new(tls)),
+            shown: AtomicU64::new(0),
+            roll: DashMap::new(),
+            next: AtomicU64::new(0),
+            wanted: Notify::new(),
+            stamps: Mutex::new(stamps),
+        }))
+    }
+
+    /// What is in force now.
+    pub(crate) fn current(&self) -> Arc<NodeTls> {
+        Arc::clone(&self.current.lock())
+    }
+
+    /// How often the node's own certificate has changed: who was shown an earlier one is to be shown the present.
+    pub(crate) fn shown(&self) -> u64 {
+        self.shown.load(Ordering::Acquire)
+    }
+
+    /// Has the files read at once.
+    pub(crate) fn reload(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Lets someone in for as long as the certificates that it showed are good.
+    pub(crate) fn admit(self: &Arc<Self>, role: Role, connection: &Connection) -> Result<Entry, NoGood> {
+        let unreadable = || NoGood("it can't be read".to_owned());
+        let chain = peer_chain(connection).ok_or_else(unreadable)?;
+        let until = valid_until(&chain).ok_or_else(unreadable)?;
+        let key = self.next.fetch_add(1, Ordering::Relaxed);
+        let listed = Listed {
+            role,
+            connection: connection.clone(),
+            chain: chain.clone(),
+            until,
+        };
+        self.roll.insert(key, listed);
+        let entry = Entry {
+            key,
+            credentials: Arc::clone(self),
+        };
+        // Trust may have changed since the handshake: who comes too late for the one judgement is in time for the other.
+        self.judge(role, &chain).map_err(NoGood)?;
+        Ok(entry)
+    }
+
+    /// Why these certificates would not be let in now, if so.
+    fn judge(&self, role: Role, chain: &[CertificateDer<'_>]) -> Result<(), String> {
+        let current = self.current();
+        let trust = match role {
+            Role::Node => Some(&current.nodes),
+            Role::Client => current.clients.as_ref(),
+        };
+        let Some(trust) = trust else {
+            return Err("certificates of clients are not asked for".to_owned());
+        };
+        match trust.judge(chain, UnixTime::now()) {
+            // What is missing is the new list. Nobody new gets in without it; to end all that is there would not help.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. },
+            ))
+            | Ok(()) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Looks after files and roll until the node stops. `apply` is given what is in force from now on.
+    pub(crate) async fn watch(self: Arc<Self>, phase: Follow, apply: impl Fn(&NodeTls)) {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failure: Option<String> = None;
+        let mut notices = Vec::new();
+        loop {
+            let wanted = tokio::select! {
+                biased;
+                () = phase.reached(Phase::Stopped) => return,
+                () = self.wanted.notified() => true,
+                _ = look.tick() => false,
+            };
+            match self.read_if_changed(wanted || failure.is_some()).await {
+                Ok(None) => {}
+                Ok(Some(tls)) => {
+                    failure = None;
+                    info!(name = %self.name, "the certificates were read again, and are in force");
+                    apply(&tls);
+                    self.judge_all();
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if failure.as_ref() != Some(&text) {
+                        error!(name = %self.name, "the new certificates are of no use, the old ones stay in force: {text}");
+                        failure = Some(text);
+                    }
+                }
+            }
+            self.close_those_over(SystemTime::now());
+            let due = self.current().notices(SystemTime::now());
+            for notice in due.iter().filter(|notice| !notices.contains(*notice)) {
+                warn!(name = %self.name, "{notice}");
+            }
+            notices = due;
+        }
+    }
+
+    /// Reads the files if they have changed, and puts what they hold in force.
+    async fn read_if_changed(self: &Arc<Self>, anyway: bool) -> Result<Option<Arc<NodeTls>>, ReloadError> {
+        let this = Arc::clone(self);
+        // A file system may take its time.
+        let read = tokio::task::spawn_blocking(move || {
+            let stamps = Stamps::of(&this.dir, &this.name);
+            if !anyway && stamps == *this.stamps.lock() {
+                return Ok(None);
+            }
+            *this.stamps.lock() = stamps;
+            NodeTls::load(&this.dir, &this.name, this.certificates).map(Some)
+        });
+        let Some(tls) = read.await?? else {
+            return Ok(None);
+        };
+        let old = self.current();
+        let gone = |stem: &str| ReloadError::ListGone(self.dir.join(format!("{stem}.crl")));
+        if old.nodes.lists_until.is_some() && tls.nodes.lists_until.is_none() {
+            return Err(gone(NODE_CA));
+        }
+        let of_clients = |tls: &NodeTls| tls.clients.as_ref().and_then(|trust| trust.lists_until);
+        if of_clients(&old).is_some() && of_clients(&tls).is_none() {
+            return Err(gone(CLIENT_CA));
+        }
+        if old.cluster != tls.cluster {
+            return Err(ReloadError::OtherCluster(tls.cluster));
+        }
+        let tls = Arc::new(tls);
+        *self.current.lock() = Arc::clone(&tls);
+        if old.chain != tls.chain {
+            self.shown.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(Some(tls))
+    }
+
+    /// Closes all who would not be let in any more.
+    fn judge_all(&self) {
+        let listed: Vec<_> = self
+            .roll
+            .iter()
+            .map(|listed| (listed.role, listed.connection.clone(), listed.chain.clone()))
+            .collect();
+        for (role, connection, chain) in listed {
+            if let Err(why) = self.judge(role, &chain) {
+                turn_out(&connection, &why);
+            }
+        }
+    }
+
+    fn close_those_over(&self, now: SystemTime) {
+        for listed in self.roll.iter().filter(|listed| listed.until < now) {
+            turn_out(&listed.connection, "it has expired");
+        }
+    }
+}
+
+fn turn_out(connection: &Connection, why: &str) {
+    if connection.close_reason().is_none() {
+        warn!(remote = %connection.remote_address(), "closed a connection, as its certificate is no good any more: {why}");
+        connection.close(close::IDENTITY, b"the certificate is no good any more");
+    }
+}
+
+impl NodeTls {
+    /// What ends soon, for whoever runs the node.
+    fn notices(&self, now: SystemTime) -> Vec<String> {
+        let of_clients = self.clients.as_ref().and_then(|trust| trust.lists_until);
+        let ends = [
+            ("the node's certificate", Some(self.until)),
+            ("the list of revoked nodes (node-ca.crl)", self.nodes.lists_until),
+            ("the list of revoked clients (client-ca.crl)", of_clients),
+        ];
+        let notice = |(what, until): (&str, Option<SystemTime>)| match until?.duration_since(now) {
+            Ok(left) if left > SOON => None,
+            Ok(left) => Some(format!("{what} ends in {}: renew it", roughly(left))),
+            Err(_) => Some(format!("{what} is over, and connections are refused for it: renew it")),
+        };
+        ends.into_iter().filter_map(notice).collect()
+    }
+}
+
+/// In units so large that the text changes rarely.
+fn roughly(left: Duration) -> String {
+    const HOUR: u64 = 60 * 60;
+    match left.as_secs() {
+        seconds if seconds >= 48 * HOUR => format!("{} days", seconds / (24 * HOUR)),
+        seconds if seconds >= HOUR => format!("{} hours", seconds.div_ceil(HOUR)),
+        _ => "less than an hour".to_owned(),
+    }
+}
+
+/// By what a change of the files is noticed.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
+
+impl Stamps {
+    fn of(dir: &Path, name: &NodeName) -> Self {
+        let own = node_stem(name);
+        let files = [
+            (NODE_CA, "pem"),
+            (NODE_CA, "crl"),
+            (CLIENT_CA, "pem"),
+            (CLIENT_CA, "crl"),
+            (&own, "pem"),
+            (&own, "key"),
+        ];
+        let stamp = |(stem, extension): (&str, &str)| {
+            let file = std::fs::metadata(dir.join(format!("{stem}.{extension}"))).ok()?;
+            Some((file.modified().ok()?, file.len(), inode(&file)))
+        };
+        Self(files.into_iter().map(stamp).collect())
+    }
+}
+
+#[cfg(unix)]
+fn inode(file: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(file)
+}
+
+#[cfg(not(unix))]
+fn inode(_file: &std::fs::Metadata) -> u64 {
+    0
+}
