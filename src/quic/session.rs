@@ -185,36 +185,26 @@ pub(super) async fn serve(
         return;
     };
     let place = resumable.then(|| sessions.open(name));
-    let replaced = async {
-        session.replaced.cancelled().await;
-        debug!(client = %session.address, "gone: another connection has its id");
-    };
     tokio::select! {
-        () = replaced => {}
+        // In this order: a connection that is there is told why it ends.
+        biased;
         () = session.carry(first, place, context) => {}
         () = session.finish(context) => {}
         never = session.pass_on_what_waits(context) => never,
         never = session.give_up(context) => never,
         () = context.phase.reached(Phase::Closing) => {}
+        () = session.replaced.cancelled() => {}
     }
     drop(registration);
     session.end();
 }
 
 /// Closes a connection when whatever it served has ended.
-struct CloseOnDrop {
-    connection: Connection,
-    replaced: CancellationToken,
-}
+struct CloseOnDrop(Connection);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        if self.replaced.is_cancelled() {
-            let why = b"another connection has come with this client's name";
-            self.connection.close(close::REPLACED, why);
-        } else {
-            self.connection.close(close::DONE, b"the session has ended");
-        }
+        self.0.close(close::DONE, b"the session has ended");
     }
 }
 
@@ -306,10 +296,7 @@ impl Session {
             taken,
             entry: _entry,
         } = arrival;
-        let _closing = CloseOnDrop {
-            connection: connection.clone(),
-            replaced: self.replaced.clone(),
-        };
+        let _closing = CloseOnDrop(connection.clone());
         let resumable = offer.is_some();
         let resumed = offer.as_ref().is_some_and(|(_, resumed)| *resumed);
         let welcome = Welcome {
@@ -356,7 +343,13 @@ impl Session {
             replace(&connection);
             arrival
         };
+        let yielded = async {
+            self.replaced.cancelled().await;
+            // Likewise.
+            connection.close(close::REPLACED, b"another connection has come with this client's name");
+        };
         tokio::select! {
+            () = yielded => Gone::ForGood("another connection has its name".to_owned()),
             ended = carrier.run(control) => match ended {
                 ended if ended.is_break() => Gone::Lost(ended.to_string()),
                 ended => Gone::ForGood(ended.to_string()),

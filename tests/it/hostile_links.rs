@@ -72,7 +72,7 @@ fn with_identity_of(trusted: &Certs, identity: &Certs) -> Certs {
 async fn a_client_certificate() {
     let certs = Certs::make(1);
     refused_a_link(&certs, async |link| {
-        if let Ok(client) = RawQuic::connect(link, &certs, LINK_ALPN, Some("client")).await {
+        if let Ok(client) = RawQuic::connect(link, &certs, LINK_ALPN, Some("client-guest")).await {
             within("the node closes the connection", client.connection.closed()).await;
         }
     })
@@ -137,7 +137,7 @@ async fn links_go_on_while_strangers_knock() {
     let link = cluster.nodes[0].link_addr();
     bystanders
         .during(async {
-            for identity in [None, Some("client"), Some("node-127.0.0.1-1")] {
+            for identity in [None, Some("client-guest"), Some("node-127.0.0.1-1")] {
                 if let Ok(client) = RawQuic::connect(link, &cluster.certs, LINK_ALPN, identity).await {
                     within("the node closes the connection", client.connection.closed()).await;
                 }

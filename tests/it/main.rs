@@ -18,6 +18,7 @@ mod exchange;
 mod hostile_lines;
 mod hostile_links;
 mod hostile_quic;
+mod identity;
 mod ids;
 mod kill;
 mod legacy;

@@ -18,11 +18,12 @@ pub(crate) fn name(index: usize) -> NodeName {
 pub(crate) struct Certs(TempDir);
 
 impl Certs {
-    /// Certificates for that many nodes, of an authority that no other has.
+    /// Certificates for that many nodes and the client `guest`, of an authority that no other has.
     pub(crate) fn make(nodes: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let names: Vec<_> = (0..nodes).map(name).collect();
-        certs::make(dir.path(), &names, certs::DEFAULT_CLUSTER).unwrap();
+        let guest = "guest".parse().unwrap();
+        certs::make_for(dir.path(), &names, &[guest], certs::DEFAULT_CLUSTER).unwrap();
         Self(dir)
     }
 

@@ -1,5 +1,6 @@
 //! What the tests share: deadlines, nodes, clients, processes.
 
+mod authority;
 mod bystanders;
 mod cluster;
 mod line_client;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
+pub(crate) use authority::{Flaw, issue, put};
 pub(crate) use bystanders::Bystanders;
 pub(crate) use cluster::{Certs, Cluster, connect_quic, linked, name, node_config};
 pub(crate) use line_client::{HELD, LineClient, LineReader, LineWriter, message_line, message_line_with_id};
