@@ -298,7 +298,7 @@ async fn certificates_and_authorities_change_and_one_is_revoked_while_all_talk()
         println!("the revoked node was out after {:?}", since.elapsed());
         assert!(since.elapsed() < OUT_WITHIN);
         for node in &mut nodes[..2] {
-            node.process.stderr.until("certificate is revoked").await;
+            node.process.stderr.until("certificate: Revoked").await;
         }
         talk.goes_on(100).await;
         talk.end();
@@ -359,7 +359,7 @@ async fn a_client_with_a_certificate_has_its_name_and_the_last_to_come_has_it() 
         (client, welcome)
     };
     let (first, _) = join().await;
-    let (mut second, welcome) = join().await;
+    let (second, welcome) = join().await;
     assert_eq!(first.closed().await.0, 7);
     assert_eq!(node.clients(), 1);
 
