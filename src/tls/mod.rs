@@ -720,6 +720,64 @@ mod tests {
         }
     }
 
+    /// A list of the node authority, up to this year, that has revoked nothing.
+    fn list(dir: &Path, year: i32) -> String {
+        let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap();
+        let authority = KeyPair::from_pem(&read("node-ca.key")).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&read("node-ca.pem"), authority).unwrap();
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(year, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&issuer).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn a_revocation_list_that_is_no_good_is_an_error() {
+        type Spoil = fn(&Path) -> String;
+        let cases: [(&str, Spoil); 5] = [
+            ("a revocation list in it expired", |dir| list(dir, 2021)),
+            ("was not issued by an authority in node-ca.pem", |_| {
+                list(directory("trunkline").path(), 4000)
+            }),
+            ("no revocation list in PEM", |_| String::new()),
+            ("no revocation list in PEM", |_| {
+                "-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n".to_owned()
+            }),
+            // The first is good.
+            ("a revocation list in it expired", |dir| {
+                list(dir, 4000) + &list(dir, 2021)
+            }),
+        ];
+        for (problem, spoil) in cases {
+            let dir = directory("trunkline");
+            let file = dir.path().join("node-ca.crl");
+            std::fs::write(&file, list(dir.path(), 4000)).unwrap();
+            load(dir.path(), A).unwrap();
+            std::fs::write(&file, spoil(dir.path())).unwrap();
+            let text = load(dir.path(), A).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("{}: ", file.display())), "{text}");
+            assert!(
+                text.contains(problem) && text.contains("--renew-lists`"),
+                "{problem}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_whose_own_certificate_is_revoked_does_not_start() {
+        let dir = directory("trunkline");
+        let own = dir.path().join(node_stem(&name(A))).with_added_extension("pem");
+        crate::certs::revoke(dir.path(), std::slice::from_ref(&own)).unwrap();
+        let text = load(dir.path(), A).unwrap_err().to_string();
+        assert!(text.contains("the certificate is revoked"), "{text}");
+        load(dir.path(), B).unwrap();
+    }
+
     #[test]
     fn the_remedy_for_a_named_cluster_names_it() {
         let dir = directory("eu-1");

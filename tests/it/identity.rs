@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{ConnectionError, Endpoint, ServerConfig};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use tokio::task::JoinSet;
 use trunkline::{ClientRule, Code, Node, Peer, certs};
 
 use crate::support::{
@@ -230,19 +230,18 @@ const PAIRS: usize = 16;
 async fn certificates_and_authorities_change_and_one_is_revoked_while_all_talk() {
     let certs = Certs::make(3);
     let mut nodes = start(&certs, 3).await;
-    let mut clients = Vec::new();
+    let talk = Arc::new(Talk::new());
+    // Each pair in a task of its own: many in one would starve each other.
+    let mut talking = JoinSet::new();
     for _ in 0..PAIRS {
-        let pair = [
-            LineClient::connect(nodes[0].tcp()).await,
-            LineClient::connect(nodes[1].tcp()).await,
-        ];
-        clients.push(pair);
+        let mut one = LineClient::connect(nodes[0].tcp()).await;
+        let mut other = LineClient::connect(nodes[1].tcp()).await;
+        let talk = Arc::clone(&talk);
+        talking.spawn(async move {
+            let (first, second) = (one.address.clone(), other.address.clone());
+            tokio::join!(talk.line(&mut one, &second), talk.line(&mut other, &first));
+        });
     }
-    let talk = Talk::new();
-    let talking = join_all(clients.iter_mut().map(async |[one, other]| {
-        let (first, second) = (one.address.clone(), other.address.clone());
-        tokio::join!(talk.line(one, &second), talk.line(other, &first));
-    }));
     let script = async {
         talk.begins(2 * PAIRS).await;
 
@@ -303,7 +302,7 @@ async fn certificates_and_authorities_change_and_one_is_revoked_while_all_talk()
         talk.goes_on(100).await;
         talk.end();
     };
-    tokio::join!(talking, script);
+    tokio::join!(talking.join_all(), script);
     println!("{} messages", talk.messages());
 }
 
@@ -417,4 +416,24 @@ async fn a_client_that_is_revoked_is_out() {
         let closed = within("the node closes the connection", again.connection.closed()).await;
         assert!(matches!(closed, ConnectionError::ConnectionClosed(_)), "{closed}");
     }
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_expires_is_out() {
+    let certs = Certs::make(1);
+    let mut config = node_config(&certs, 0);
+    config.clients = ClientRule::Certificate;
+    let node = Node::start(config).await.unwrap();
+    issue(certs.dir(), "client-ca", "client-brief", CLIENT, Flaw::EndsIn(3));
+    let ends = Instant::now() + Duration::from_secs(3);
+    let connecting = RawQuic::connect(node.quic_addr(), &certs, CLIENT_ALPN, Some("client-brief"));
+    let mut client = connecting.await.unwrap();
+    client.say(&json!({"cmd": "hello", "version": 1})).await;
+    client.hear().await.expect("a welcome");
+    assert_eq!(client.closed().await.0, 6);
+    println!(
+        "the client was out {:?} after the end of its certificate",
+        ends.elapsed()
+    );
+    assert!(ends.elapsed() < OUT_WITHIN);
 }

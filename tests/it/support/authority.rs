@@ -1,6 +1,7 @@
 //! Certificates that `trunkline certs` would never make.
 
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose as Purpose, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
@@ -14,6 +15,8 @@ pub(crate) enum Flaw {
     Expired,
     NotYetValid,
     SelfSigned,
+    /// Good for so many seconds from now.
+    EndsIn(u64),
 }
 
 /// Writes a certificate and key with this URI to `STEM.pem` and `.key`: of the authority in `AUTHORITY.pem`, for
@@ -30,6 +33,10 @@ pub(crate) fn issue(dir: &Path, authority: &str, stem: &str, uri: &str, flaw: Fl
     match flaw {
         Flaw::Expired => params.not_after = date_time_ymd(2020, 1, 1),
         Flaw::NotYetValid => params.not_before = date_time_ymd(4000, 1, 1),
+        Flaw::EndsIn(seconds) => {
+            let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            params.not_after = date_time_ymd(1970, 1, 1) + since_epoch + Duration::from_secs(seconds);
+        }
         Flaw::None | Flaw::SelfSigned => {}
     }
     let certificate = if flaw == Flaw::SelfSigned {

@@ -1,6 +1,5 @@
 //! Conversations that go on while a test does its worst to what is under them.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -117,13 +116,13 @@ impl Talk {
         } = client;
         let from = format!("{peer} say : ");
         let room = Semaphore::new(UNANSWERED);
-        let total = Cell::new(None);
+        let total = Mutex::new(None);
         let writing = async {
             for number in 0.. {
                 within("receipts come", room.acquire()).await.unwrap().forget();
                 let (body, last) = self.next(number);
                 if last {
-                    total.set(Some(number + 1));
+                    *total.lock() = Some(number + 1);
                 }
                 writer
                     .send(&message_line_with_id(peer, &body, &number.to_string()))
@@ -136,7 +135,7 @@ impl Talk {
         let reading = async {
             let (mut heard, mut heard_all) = (0, false);
             let mut answered = HashSet::new();
-            while !heard_all || total.get() != Some(answered.len()) {
+            while !heard_all || *total.lock() != Some(answered.len()) {
                 let line = reader.line().await;
                 if let Some(body) = line.strip_prefix(&from) {
                     heard_all = self.hear(address, body, heard);
