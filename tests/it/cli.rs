@@ -242,10 +242,30 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32)> {
 }
 
 #[tokio::test]
+async fn certs_are_revoked_and_lists_renewed() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().to_str().unwrap();
+    let run = async |more: &[&str]| {
+        let args = [&["certs", "--certs", place], more].concat();
+        Process::trunkline(&args).ended().await
+    };
+    assert_eq!(run(&["--client", "bob", "127.0.0.1:1215"]).await.code, Some(0));
+    let nothing = run(&["--renew-lists"]).await;
+    assert!(nothing.stdout.contains("nothing to renew"), "{}", nothing.stdout);
+    let list = dir.path().join("client-ca.crl").display().to_string();
+    let bob = dir.path().join("client-bob.pem").display().to_string();
+    assert_eq!(run(&["--revoke", &bob]).await.stdout, list);
+    assert_eq!(run(&["--renew-lists"]).await.stdout, list);
+    let missing = run(&["--revoke", "nothing.pem"]).await;
+    assert_eq!(missing.code, Some(1));
+    assert!(missing.stderr.contains("can't read nothing.pem"), "{}", missing.stderr);
+}
+
+#[tokio::test]
 async fn certs_run_twice_adds_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("certs");
-    let args = ["certs", "--certs", place.to_str().unwrap()];
+    let args = ["certs", "--certs", place.to_str().unwrap(), "--client", "guest"];
     let ended = Process::trunkline(&args).ended().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let first = files(&place);
