@@ -30,3 +30,4 @@ mod resume;
 mod shutdown;
 mod slow_readers;
 mod support;
+mod unasked;
