@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -20,6 +21,7 @@ use tokio::time::{interval, sleep_until};
 use crate::delivery::{Control, Violation};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::message::Message;
+use crate::pace::Pace;
 use crate::turn::Turn;
 
 /// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are
@@ -175,6 +177,9 @@ pub(crate) enum Ended {
     /// The other side wrote what can't be understood.
     #[error("the other side broke the protocol: {0}")]
     Malformed(#[from] Malformed),
+    /// The other side was too slow with a message, whose number can't be passed over.
+    #[error("the other side broke the protocol: the stream of a message did not end in time")]
+    Slow,
     /// The other side closed or reset a stream that lasts as long as the connection.
     #[error("the control stream ended")]
     NoControl,
@@ -207,7 +212,7 @@ impl Ended {
     fn close_code(&self) -> VarInt {
         match self {
             Self::Lost(_) => close::DONE,
-            Self::Violation(_) | Self::Malformed(_) | Self::NoControl => close::PROTOCOL,
+            Self::Violation(_) | Self::Malformed(_) | Self::Slow | Self::NoControl => close::PROTOCOL,
             Self::Silent(_) => close::SILENT,
         }
     }
@@ -254,12 +259,23 @@ pub(crate) struct Carrier<'a, T, C, H> {
     pub(crate) handler: &'a H,
     /// The most bytes of a message's stream.
     pub(crate) max_stream: usize,
+    /// What is asked of the other side while it sends a message; `None`: nothing.
+    pub(crate) pace: Option<Pace>,
     /// How much is taken in before the other tasks come.
     pub(crate) turn: Turn,
     /// `None`: QUIC's own idle timeout is enough.
     pub(crate) liveness: Option<Liveness>,
     /// When the other side was last heard of.
     pub(crate) heard: &'a Heard,
+}
+
+/// What is read of messages on one connection, in bytes.
+#[derive(Debug, Default)]
+struct Reading {
+    /// Of the streams that have not ended.
+    open: AtomicUsize,
+    /// Of all streams there were.
+    ever: AtomicUsize,
 }
 
 /// The bytes of one stream among those of all streams that are being read.
@@ -280,6 +296,23 @@ impl Counted<'_> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.all.fetch_sub(self.own, Ordering::Relaxed);
+    }
+}
+
+/// How long a stream has been coming.
+struct Clock<'a> {
+    begun: Instant,
+    /// What was read of all streams when it began.
+    before: usize,
+    /// And now.
+    ever: &'a AtomicUsize,
+}
+
+impl Clock<'_> {
+    /// When the stream has to have ended, where at most so many bytes count.
+    fn due(&self, pace: Pace, most: usize) -> Instant {
+        let read = self.ever.load(Ordering::Relaxed).wrapping_sub(self.before);
+        self.begun + pace.allows(read.min(most))
     }
 }
 
@@ -405,7 +438,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     }
 
     async fn receive_messages(&self) -> Result<Ended, Ended> {
-        let reading = AtomicUsize::new(0);
+        let reading = Reading::default();
         let mut reads = FuturesUnordered::new();
         let mut turn = self.turn.clone();
         loop {
@@ -424,22 +457,60 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         }
     }
 
-    async fn read_stream(&self, mut stream: RecvStream, reading: &AtomicUsize) -> Result<Arrived, Ended> {
-        // What a sender that keeps to its bounds has under way, and the one message that may go over them.
-        let most = self.exchange.incoming().bytes.saturating_add(self.max_stream);
-        let mut counted = Counted { own: 0, all: reading };
-        let mut whole = Bytes::new();
-        let mut pieces = BytesMut::new();
+    /// The next bytes of a message's stream.
+    ///
+    /// What is asked of the client is asked of all its streams together, as they share its connection: bytes of others give
+    /// this one time too, but no more than all that there may be under way at once would.
+    async fn read_chunk(&self, stream: &mut RecvStream, clock: &Clock<'_>) -> Result<Option<Bytes>, Ended> {
         let reset = |error| match error {
             ReadError::Reset(_) => Malformed::new("the stream of a message was reset").into(),
             error => Ended::from(error),
         };
-        while let Some(chunk) = stream.read_chunk(usize::MAX, true).await.map_err(reset)? {
+        let mut read = pin!(stream.read_chunk(usize::MAX, true));
+        // Most of them are there at once: a timer would cost more than the read.
+        if let Poll::Ready(chunk) = futures_util::poll!(read.as_mut()) {
+            return Ok(chunk.map_err(reset)?.map(|chunk| chunk.bytes));
+        }
+        while let Some(pace) = self.pace {
+            let due = clock.due(pace, self.most());
+            tokio::select! {
+                biased;
+                chunk = &mut read => return Ok(chunk.map_err(reset)?.map(|chunk| chunk.bytes)),
+                () = sleep_until(due.into()) => {}
+            }
+            // Others may have got on meanwhile.
+            if clock.due(pace, self.most()) <= Instant::now() {
+                return Err(Ended::Slow);
+            }
+        }
+        Ok(read.await.map_err(reset)?.map(|chunk| chunk.bytes))
+    }
+
+    /// What a sender that keeps to its bounds has under way, and the one message that may go over them.
+    fn most(&self) -> usize {
+        self.exchange.incoming().bytes.saturating_add(self.max_stream)
+    }
+
+    async fn read_stream(&self, mut stream: RecvStream, reading: &Reading) -> Result<Arrived, Ended> {
+        let most = self.most();
+        let clock = Clock {
+            begun: Instant::now(),
+            before: reading.ever.load(Ordering::Relaxed),
+            ever: &reading.ever,
+        };
+        let mut counted = Counted {
+            own: 0,
+            all: &reading.open,
+        };
+        let mut whole = Bytes::new();
+        let mut pieces = BytesMut::new();
+        while let Some(chunk) = self.read_chunk(&mut stream, &clock).await? {
+            reading.ever.fetch_add(chunk.len(), Ordering::Relaxed);
             if whole.is_empty() && pieces.is_empty() {
-                whole = chunk.bytes;
+                whole = chunk;
             } else {
                 pieces.extend_from_slice(&std::mem::take(&mut whole));
-                pieces.extend_from_slice(&chunk.bytes);
+                pieces.extend_from_slice(&chunk);
             }
             let length = whole.len() + pieces.len();
             if counted.grow_to(length.saturating_sub(UNCOUNTED)) > most {

@@ -1,6 +1,7 @@
 //! What a node can be told: where to listen, whom to link to, and its limits, each with its default and the reason.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use crate::address::{AddressError, HostPort, NodeName};
 use crate::delivery::Bounds;
 use crate::flow::Window;
+use crate::pace::Pace;
 
 /// The port that clients know nodes by where none is given.
 pub const DEFAULT_PORT: u16 = 1215;
@@ -197,6 +199,41 @@ pub struct Limits {
     pub max_message: usize,
     /// Clients connected at once, over TCP and QUIC. 10,000: with idle ones the node stays under a few hundred MB.
     pub max_clients: usize,
+    /// Clients connected at once from one source: an IPv4 address, or an IPv6 network of 64 bits. 1,024: an office behind
+    /// one address has room, and it takes ten such sources to take all places.
+    pub max_per_source: usize,
+    /// QUIC connections on their way to their greeting at once; links likewise, beside them. 1,024: at 61 KiB each some
+    /// 64 MB, and at a round trip of 200 ms 2,500 new clients a second.
+    pub max_handshakes: usize,
+    /// The same from one source. 64: a sixteenth, so that no one source can lock out
+    /// others, and still 160 new clients a second at a round trip of 200 ms.
+    pub max_handshakes_per_source: usize,
+    /// How long a QUIC client may take from its first packet to the end of its `hello`. 5 s: the handshake takes two round
+    /// trips, and a lost packet of it is sent again after one second at the most.
+    pub hello: Duration,
+    /// How long a legacy client may take for its first line. `None`, the default: for ever, as one that only listens never
+    /// says a word.
+    pub first_line: Option<Duration>,
+    /// How long a client may be connected without a message from it or to it. `None`, the default: for ever, as who waits
+    /// for a message may wait for long.
+    pub idle: Option<Duration>,
+    /// How long a line that was begun, or the stream of a message of a QUIC client, may take to its end, beside its bytes at
+    /// `min_rate`. 60 s: a person at a terminal that sends as it is typed may think.
+    pub line_time: Duration,
+    /// The bytes a second that what is being sent, in either direction, must keep up beyond `line_time` and `stall`. 4,096:
+    /// 33 kbit/s, which a telephone modem gave.
+    pub min_rate: u32,
+    /// Messages a second that a client may send; over it, it is held. It may have a burst of one second's worth. `None`, the
+    /// default: as many as it can, as its window and its turns already keep it from harming the others.
+    pub client_message_rate: Option<NonZeroU32>,
+    /// Bytes a second that a client may send, of lines or bodies; over it, it is held. It may have a burst of one second's
+    /// worth, or of the largest message if that is more. `None`, the default: likewise.
+    pub client_byte_rate: Option<NonZeroU32>,
+    /// Misses (messages for a client that is not there, each time another) a second that a source may have after a burst;
+    /// over it, its clients are held. 1: more than a person's mistakes, and the 531,441 shortest ids take six days.
+    pub miss_rate: NonZeroU32,
+    /// The burst of misses. 100: who comes back to a list of addresses after a restart may find that many gone.
+    pub miss_burst: NonZeroU32,
     /// Bytes that may wait to be written to one client before messages to it are refused (`recipient-full`). 16 MiB:
     /// room for 32 senders at a full conversation window.
     pub outbox_bytes: usize,
@@ -218,9 +255,22 @@ pub struct Limits {
     /// How long a QUIC client whose connection broke may take to come back to its session. 30 s: a change of network,
     /// not a night's sleep.
     pub resume_grace: Duration,
-    /// How long a client may take nothing of what is to be written to it before it is disconnected. 30 s: a stopped
-    /// laptop is no reason, a dead one is.
+    /// How long a client may take nothing of what is to be written to it before it is disconnected; what is being
+    /// written, a piece of up to 256 KiB or a QUIC client's message, has this time and its bytes at `min_rate` to get
+    /// through. 30 s: a stopped laptop is no reason, a dead one is.
     pub stall: Duration,
+}
+
+/// The default burst of misses.
+const MISS_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
+
+/// What one client may send in a second; `None` is without a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Rate {
+    /// Messages: lines, of a legacy client.
+    pub(crate) messages: Option<NonZeroU32>,
+    /// Bytes of lines or bodies.
+    pub(crate) bytes: Option<NonZeroU32>,
 }
 
 impl Default for Limits {
@@ -228,6 +278,18 @@ impl Default for Limits {
         Self {
             max_message: 1 << 20,
             max_clients: 10_000,
+            max_per_source: 1024,
+            max_handshakes: 1024,
+            max_handshakes_per_source: 64,
+            hello: Duration::from_secs(5),
+            first_line: None,
+            idle: None,
+            line_time: Duration::from_secs(60),
+            min_rate: 4096,
+            client_message_rate: None,
+            client_byte_rate: None,
+            miss_rate: NonZeroU32::MIN,
+            miss_burst: MISS_BURST,
             outbox_bytes: 16 << 20,
             conversation_bytes: 512 << 10,
             client_bytes: 2 << 20,
@@ -258,6 +320,30 @@ impl Limits {
             messages: self.client_messages,
             bytes: self.client_bytes,
             conversation_bytes: self.conversation_bytes,
+        }
+    }
+
+    /// What a client may send in a second, where nothing else is said for it.
+    pub(crate) fn rate(&self) -> Rate {
+        Rate {
+            messages: self.client_message_rate,
+            bytes: self.client_byte_rate,
+        }
+    }
+
+    /// What is asked of who sends a line or a message.
+    pub(crate) fn sender_pace(&self) -> Pace {
+        Pace {
+            time: self.line_time,
+            rate: self.min_rate,
+        }
+    }
+
+    /// What is asked of who reads.
+    pub(crate) fn reader_pace(&self) -> Pace {
+        Pace {
+            time: self.stall,
+            rate: self.min_rate,
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use crate::delivery::{Bounds, Control, Endpoint, RangeSet, Taken, Violation};
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
+use crate::pace::Pace;
 
 /// A message as it arrives: one that can be passed on, or why it can't be.
 pub(crate) type Incoming = Result<Message, Code>;
@@ -257,16 +258,17 @@ impl<T> Exchange<T> {
         self.control.notify_one();
     }
 
-    /// Waits until the other side has left the oldest unsettled message without an end for as long as `stall`. While it
-    /// was away it could not end it, but for no longer than `grace` in all: who keeps coming back must get on, too.
-    pub(crate) async fn stalled(&self, stall: Duration, grace: Duration) {
+    /// Waits until the other side has left the oldest unsettled message without an end for longer than `pace` allows for
+    /// it: bytes of it that get through one by one do not count. While it was away it could not end it, but for no longer
+    /// than `grace` in all: who keeps coming back must get on, too.
+    pub(crate) async fn stalled(&self, pace: Pace, grace: Duration) {
         loop {
             // In this order: a first message that comes in between has not waited yet.
-            let idle = self.is_idle();
+            let oldest = self.endpoint.lock().sender.oldest_size();
             let deadline = {
                 let progress = self.progress.lock();
-                let since = if idle { Instant::now() } else { progress.since };
-                since + stall + progress.away.min(grace)
+                let since = oldest.map_or_else(Instant::now, |_| progress.since);
+                since + pace.allows(oldest.unwrap_or_default()) + progress.away.min(grace)
             };
             if deadline <= Instant::now() {
                 return;
@@ -356,7 +358,11 @@ mod tests {
         exchange.connected_knowing(&RangeSet::new()).unwrap();
         exchange.submit(message(), 1).unwrap();
         let submitted = Instant::now();
-        while exchange.stalled(stall, grace).now_or_never().is_none() {
+        let pace = Pace {
+            time: stall,
+            rate: u32::MAX,
+        };
+        while exchange.stalled(pace, grace).now_or_never().is_none() {
             // Away all the time: of that no more counts than the grace.
             exchange.disconnected(Instant::now());
             exchange.connected_knowing(&RangeSet::new()).unwrap();
@@ -364,6 +370,31 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(submitted.elapsed() >= stall);
+    }
+
+    #[tokio::test]
+    async fn a_large_message_has_longer_to_be_taken_than_a_small_one() {
+        let bounds = Bounds {
+            messages: 2,
+            bytes: 1_000_000,
+        };
+        let pace = Pace {
+            time: Duration::from_millis(20),
+            rate: 100_000,
+        };
+        for (length, allowed) in [(0, 22), (10_000, 122)] {
+            let exchange = Exchange::new(bounds, bounds);
+            exchange.connected_knowing(&RangeSet::new()).unwrap();
+            let mut message = message();
+            message.body = vec![b'x'; length].into();
+            let submitted = Instant::now();
+            exchange.submit(message, 1).unwrap();
+            while exchange.stalled(pace, Duration::ZERO).now_or_never().is_none() {
+                assert!(submitted.elapsed() < Duration::from_secs(20), "it never stalls");
+                std::thread::yield_now();
+            }
+            assert!(submitted.elapsed() >= Duration::from_millis(allowed), "{length}");
+        }
     }
 
     #[test]

@@ -97,6 +97,12 @@ impl<R> Flow<R> {
         })
     }
 
+    /// Whom a message that is under way is for.
+    pub(crate) fn recipient(&self, key: usize) -> Option<&Address> {
+        let conversation = self.pending.get(key)?.conversation;
+        Some(&self.conversations.get(conversation)?.recipient)
+    }
+
     /// A message has ended; gives back what is to be replied. `None` if there is no such message.
     pub(crate) fn settle(&mut self, key: usize) -> Option<R> {
         let pending = self.pending.try_remove(key)?;
@@ -132,11 +138,12 @@ mod tests {
         let mut flow = Flow::new(window);
 
         let large = flow.start(&a, 60, "large");
+        assert_eq!(flow.recipient(large), Some(&a));
         assert!(!flow.has_room(&a) && flow.has_room(&b), "the conversation is full");
         let other = flow.start(&b, 45, "other");
         assert!(!flow.has_room(&b), "all is full, in bytes");
         assert_eq!(flow.settle(large), Some("large"));
-        assert_eq!(flow.settle(large), None);
+        assert_eq!((flow.settle(large), flow.recipient(large)), (None, None));
         assert!(flow.has_room(&a) && flow.has_room(&b));
 
         flow.start(&b, 1, "");

@@ -11,11 +11,14 @@
 //! | `address` `outcome` `message` | the words: names, ends of messages, a message on its way | yes |
 //! | `delivery` | the machine: order, no loss, no repeats | yes |
 //! | `wire` | every byte that is written or read | yes |
-//! | `flow` `ids` `registry` `backoff` `config` | limits of a sender, ids, who is here, waits, settings | yes |
+//! | `flow` `ids` `registry` `backoff` `pace` `config` | limits of a sender, ids, who is here, waits, least progress, settings | yes |
+//! | `counters` `admission` `misses` | what is counted of trouble; how many there may be; who guesses ids | yes |
 //! | `congestion` | how much may be in flight on a connection | yes |
 //! | `phase` `turn` | how far a node's shutdown has come; how much a task does at a time | no I/O |
+//! | `restraint` | holds one client to its rate and its misses | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
+//! | `descriptors` | the limit of open files | |
 //! | `carrier` | drives an exchange over a QUIC connection | |
 //! | `link` `router` | what is kept about another node, and its tasks; where a message goes | no I/O in the latter |
 //! | `clients` `tcp` `quic` | sessions of clients | |
@@ -27,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod admission;
 mod backoff;
 mod carrier;
 pub mod certs;
@@ -34,19 +38,24 @@ pub mod client;
 mod clients;
 pub mod config;
 mod congestion;
+mod counters;
 mod delivery;
+mod descriptors;
 mod endpoint;
 mod exchange;
 mod flow;
 mod ids;
 mod link;
 mod message;
+mod misses;
 mod node;
 mod outbox;
 pub mod outcome;
+mod pace;
 mod phase;
 mod quic;
 mod registry;
+mod restraint;
 mod router;
 mod tcp;
 mod tls;

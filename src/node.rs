@@ -3,10 +3,9 @@
 //! Every task of a node, down to those of its QUIC connections, is spawned on one tracker, and all follow the phases of
 //! its shutdown (`phase.rs`). So after [`Node::shutdown`] nothing of the node runs on, and its ports are free.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -16,21 +15,27 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::address::{HostPort, NodeName};
+use crate::admission::Places;
 use crate::carrier::close;
 use crate::clients::ClientContext;
 use crate::config::{ClientRule, Config, LINK_PORT_OFFSET, Limits};
+use crate::counters::{Counters, changes};
 use crate::link::listener::{ensure_link, listen};
 use crate::link::supervisor::LinkContext;
 use crate::message::settle_all;
+use crate::misses::Misses;
 use crate::outcome::Code;
-use crate::phase::{Lead, Phase, phases};
+use crate::phase::{Follow, Lead, Phase, phases};
 use crate::router::Router;
 use crate::tls::credentials::Credentials;
 use crate::tls::{CLIENT_ALPN, ClientCertificates, LINK_ALPN, NodeTls};
-use crate::{endpoint, quic, tcp};
+use crate::{descriptors, endpoint, quic, tcp};
 
 /// How long the last words (answers, goodbyes) may take once everything has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often what was counted is told in the log, if there is something new.
+const COUNTERS_EVERY: Duration = Duration::from_secs(60);
 
 /// How often the drain is looked at.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
@@ -169,6 +174,8 @@ impl Node {
         )
         .map_err(|error| unusable(&at_link, "--link", error))?;
 
+        let descriptors = descriptors::claim(limits.max_clients, tcp::TURNED_AWAY);
+        let counters = Arc::new(Counters::new());
         let router = Arc::new(Router::new(name.clone()));
         let links = Arc::new(LinkContext {
             router: Arc::clone(&router),
@@ -179,19 +186,23 @@ impl Node {
             congestion: config.congestion,
             epoch: rand::random(),
             limits: limits.clone(),
+            counters: Arc::clone(&counters),
             phase: phase.clone(),
             failed: failed.clone(),
         });
+        tracker.spawn(tell_counters(Arc::clone(&counters), phase.clone()));
         let clients = Arc::new(ClientContext {
             router,
             credentials: Arc::clone(&credentials),
             cluster: tls.cluster().to_owned(),
             rule: config.clients,
+            places: Places::new(limits.max_clients, limits.max_per_source),
+            misses: Arc::new(Misses::new(limits.miss_rate, limits.miss_burst)),
+            counters,
             limits: limits.clone(),
             tracker: tracker.clone(),
             phase: phase.clone(),
             failed: failed.clone(),
-            connected: Arc::new(AtomicUsize::new(0)),
         });
         for peer in config.peers {
             ensure_link(&links, tracker, &peer.name, Some(peer.link));
@@ -209,7 +220,7 @@ impl Node {
         tracker.spawn(Arc::clone(&credentials).watch(phase, renew));
         tracker.spawn(listen(link_endpoint, Arc::clone(&links), tracker.clone()));
         tracker.spawn(quic::listen(quic_endpoint.clone(), Arc::clone(&clients)));
-        tracker.spawn(tcp::listen(tcp_listener, Arc::clone(&clients)));
+        tracker.spawn(tcp::listen(tcp_listener, descriptors, Arc::clone(&clients)));
         info!(%name, tcp = %tcp_addr, quic = %quic_addr, link = %link_addr, "node up");
         Ok(Self {
             name,
@@ -248,6 +259,12 @@ impl Node {
     /// How many clients are connected.
     pub fn clients(&self) -> usize {
         self.clients.router.registry().len()
+    }
+
+    /// What the node has counted so far, by name: each kind of refusal, hold and disconnection by which it keeps to its
+    /// limits, as `docs/architecture.md` lists them. All of them are there, also those at zero.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        self.clients.counters.snapshot()
     }
 
     /// The nodes that this one has a link to which is up now.
@@ -333,8 +350,12 @@ impl Node {
         .await;
         tasks.tracker.close();
         let tracker = tasks.tracker.clone();
+        let counters = Arc::clone(&clients.counters);
         drop((tasks, links, clients, router, quic_endpoint, link_endpoint));
         tracker.wait().await;
+        if let Some(counted) = changes(&BTreeMap::new(), &counters.snapshot()) {
+            info!(%name, "counted in all: {counted}");
+        }
         info!(%name, in_time, "node down");
         in_time
     }
@@ -365,14 +386,47 @@ fn check(limits: &Limits) -> Result<(), StartError> {
         ("--link-bytes", limits.link_bytes),
         ("--link-messages", limits.link_messages),
         ("--max-clients", limits.max_clients),
+        ("--max-per-source", limits.max_per_source),
+        ("--max-handshakes", limits.max_handshakes),
+        ("--max-handshakes-per-source", limits.max_handshakes_per_source),
+        ("--min-rate", limits.min_rate as usize),
     ];
     match bounds.iter().find(|(_, bound)| *bound == 0) {
         Some((flag, _)) => Err(StartError::Config(format!("{flag} is 0: nothing could ever pass"))),
-        None if limits.stall.is_zero() => {
-            let text = "--stall is 0: each client would be disconnected at once".to_owned();
+        None => check_times(limits),
+    }
+}
+
+fn check_times(limits: &Limits) -> Result<(), StartError> {
+    let times = [
+        ("--stall", Some(limits.stall)),
+        ("--hello", Some(limits.hello)),
+        ("--line-time", Some(limits.line_time)),
+        ("--first-line", limits.first_line),
+        ("--idle", limits.idle),
+    ];
+    match times.iter().find(|(_, time)| time.is_some_and(|time| time.is_zero())) {
+        Some((flag, _)) => {
+            let text = format!("{flag} is 0: each client would be disconnected at once");
             Err(StartError::Config(text))
         }
         None => Ok(()),
+    }
+}
+
+/// Tells in the log what was counted since it was told last, until the node stops.
+async fn tell_counters(counters: Arc<Counters>, phase: Follow) {
+    let mut told = counters.snapshot();
+    loop {
+        tokio::select! {
+            () = phase.reached(Phase::Stopped) => return,
+            () = sleep(COUNTERS_EVERY) => {}
+        }
+        let now = counters.snapshot();
+        if let Some(changed) = changes(&told, &now) {
+            info!("counted so far: {changed}");
+        }
+        told = now;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Legacy clients: the TCP listener, and a session a connection.
 
 use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -8,22 +10,25 @@ use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use smol_str::SmolStr;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::tcp::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::address::Address;
-use crate::clients::{Admission, ClientContext};
-use crate::config::ClientRule;
+use crate::clients::{Admission, ClientContext, FULL};
+use crate::config::{ClientRule, Limits};
+use crate::counters::{Counter, Counters};
 use crate::flow::Flow;
 use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
 use crate::outcome::{Code, Outcome};
+use crate::pace::Pace;
 use crate::phase::Phase;
+use crate::restraint::Restraint;
 use crate::turn::Turn;
 use crate::wire::framing::Lines;
 use crate::wire::line::{self, Request};
@@ -44,11 +49,12 @@ const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// How many clients for which there is no place may be told so at once; more are closed without a word.
-const TURNED_AWAY: usize = 64;
+pub(crate) const TURNED_AWAY: usize = 64;
 
-/// Accepts legacy clients until the node stops.
-pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
+/// Accepts legacy clients until the node stops, as many at once as there are `descriptors` for.
+pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: Arc<ClientContext>) {
     let turned_away = Arc::new(Semaphore::new(TURNED_AWAY));
+    let descriptors = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -57,24 +63,25 @@ pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
         };
         match accepted {
             Ok((socket, remote)) => {
-                let (context, turned_away) = (Arc::clone(&context), Arc::clone(&turned_away));
-                context.tracker.clone().spawn(async move {
-                    let (code, text) = match (context.rule, context.admit()) {
-                        (ClientRule::Open, Some(admission)) => return serve(socket, &context, admission).await,
-                        (ClientRule::Open, None) => (
-                            Code::RateLimited,
-                            "this node has as many clients as it may; try again later, or another node",
-                        ),
-                        (ClientRule::Certificate, _) => (
-                            Code::NotAllowed,
-                            "this node asks for a certificate, which can't be shown over TCP; connect by QUIC",
-                        ),
-                    };
-                    debug!(%remote, "turned away: {text}");
-                    if let Ok(_place) = turned_away.try_acquire() {
-                        turn_away(socket, code, text).await;
+                // Decided here, before the next is accepted: who is refused does not take up a descriptor meanwhile.
+                match admit(remote, &descriptors, &context) {
+                    Ok(places) => {
+                        let context = Arc::clone(&context);
+                        context.tracker.clone().spawn(async move {
+                            serve(socket, &context, &places.0).await;
+                            drop(places);
+                        });
                     }
-                });
+                    Err((code, text)) => {
+                        debug!(%remote, "turned away: {text}");
+                        if let Ok(place) = Arc::clone(&turned_away).try_acquire_owned() {
+                            context.tracker.spawn(async move {
+                                turn_away(socket, code, text).await;
+                                drop(place);
+                            });
+                        }
+                    }
+                }
             }
             // Trouble of that connection alone.
             Err(error)
@@ -85,10 +92,31 @@ pub(crate) async fn listen(listener: TcpListener, context: Arc<ClientContext>) {
                         | io::ErrorKind::ConnectionRefused
                 ) => {}
             Err(error) => {
+                context.counters.bump(Counter::AcceptErrors);
                 warn!("can't accept TCP clients, and try again: {error}");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// What a client needs to be let in: a place among them, and a descriptor. Else what it is told.
+fn admit(
+    remote: SocketAddr,
+    descriptors: &Arc<Semaphore>,
+    context: &ClientContext,
+) -> Result<(Admission, OwnedSemaphorePermit), (Code, &'static str)> {
+    if context.rule == ClientRule::Certificate {
+        let text = "this node asks for a certificate, which can't be shown over TCP; connect by QUIC";
+        return Err((Code::NotAllowed, text));
+    }
+    let Ok(descriptor) = Arc::clone(descriptors).try_acquire_owned() else {
+        context.counters.bump(Counter::RefusedDescriptors);
+        return Err((Code::RateLimited, FULL));
+    };
+    match context.admit(remote.ip()) {
+        Ok(admission) => Ok((admission, descriptor)),
+        Err(text) => Err((Code::RateLimited, text)),
     }
 }
 
@@ -128,6 +156,7 @@ struct LineSession {
     address: Address,
     outbox: Outbox,
     flow: Mutex<Flow<Reply>>,
+    restraint: Restraint,
     /// A message of this client has ended.
     ended: Notify,
     /// Another connection is to have its id.
@@ -150,7 +179,7 @@ enum Stop {
     Broken,
 }
 
-async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admission) {
+async fn serve(mut socket: TcpStream, context: &ClientContext, admission: &Admission) {
     // Small lines are to leave at once; batching is done here, not by the kernel.
     let _ = socket.set_nodelay(true);
     let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6);
@@ -164,6 +193,7 @@ async fn serve(mut socket: TcpStream, context: &ClientContext, _admission: Admis
         },
         outbox: Outbox::new(context.limits.outbox_bytes),
         flow: Mutex::new(Flow::new(context.limits.window())),
+        restraint: admission.restraint(context),
         ended: Notify::new(),
         replaced: CancellationToken::new(),
         this: this.clone(),
@@ -200,7 +230,7 @@ impl LineSession {
     /// Reads and writes until one side has had enough. An error is one of writing.
     async fn converse(&self, socket: &mut TcpStream, context: &ClientContext) -> io::Result<Stop> {
         let (reader, writer) = socket.split();
-        let writing = write(writer, &self.outbox, context.limits.stall);
+        let writing = write(writer, &self.outbox, &context.limits, &context.counters);
         tokio::pin!(writing);
         let reading = async {
             let stop = self.read(reader, context).await;
@@ -230,9 +260,12 @@ impl LineSession {
         let mut lines = Lines::new(context.limits.max_line());
         let mut turn = Turn::new();
         let mut first = true;
+        let mut deadline = Deadline::new(&context.limits);
+        let mut idle = pin!(self.restraint.idle(context.limits.idle));
         loop {
             // Nothing is kept for a client that says nothing.
             lines.release();
+            let due = deadline.due(lines.pending().len());
             let ready = tokio::select! {
                 biased;
                 () = context.phase.reached(Phase::Draining) => {
@@ -240,6 +273,15 @@ impl LineSession {
                     return Stop::Draining;
                 }
                 ready = reader.readable() => ready,
+                late = late(due) => {
+                    context.counters.bump(late.counter);
+                    self.error(Code::ProtocolError, late.text);
+                    return Stop::Unfollowable;
+                }
+                () = &mut idle => {
+                    self.error(Code::NotAllowed, "there was no message from you or for you for too long");
+                    return Stop::Unfollowable;
+                }
             };
             if ready.is_err() {
                 return Stop::Broken;
@@ -252,6 +294,7 @@ impl LineSession {
             }
             if first {
                 if let Some(text) = line::stranger(lines.pending()) {
+                    context.counters.bump(Counter::EndedStranger);
                     self.error(Code::BadJson, text);
                     return Stop::Unfollowable;
                 }
@@ -260,6 +303,11 @@ impl LineSession {
             loop {
                 match lines.next_line() {
                     Ok(Some(line)) => {
+                        deadline.line_ended();
+                        self.restraint.busy();
+                        if !self.restraint.passes(line.len()) {
+                            self.restraint.hold(line.len(), &context.phase).await;
+                        }
                         self.follow(line, context).await;
                         // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
                         self.outbox.notices_below(NOTICES).await;
@@ -267,6 +315,7 @@ impl LineSession {
                     }
                     Ok(None) => break,
                     Err(too_long) => {
+                        context.counters.bump(Counter::EndedLongLine);
                         self.error(Code::TooLarge, &too_long.to_string());
                         return Stop::Unfollowable;
                     }
@@ -275,6 +324,7 @@ impl LineSession {
             }
         }
         if let Some(line) = lines.take_rest() {
+            self.restraint.hold(line.len(), &context.phase).await;
             self.follow(line, context).await;
         }
         Stop::Eof
@@ -375,9 +425,12 @@ impl LineSession {
 impl Settle for LineSession {
     fn settle(&self, ends: &[(Tag, Outcome)]) {
         for &(tag, outcome) in ends {
-            let reply = usize::try_from(tag.number)
-                .ok()
-                .and_then(|key| self.flow.lock().settle(key));
+            let Ok(key) = usize::try_from(tag.number) else {
+                continue;
+            };
+            self.restraint
+                .ended(outcome, || self.flow.lock().recipient(key).cloned());
+            let reply = self.flow.lock().settle(key);
             if let Some(reply) = reply {
                 self.answer(reply, outcome, None);
             }
@@ -388,6 +441,7 @@ impl Settle for LineSession {
 
 impl Recipient for LineSession {
     fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        self.restraint.busy();
         self.outbox.push(&message, ticket)
     }
 
@@ -396,20 +450,104 @@ impl Recipient for LineSession {
     }
 }
 
-/// Writes what is queued until the queue has ended. A client that takes nothing for as long as `stall` is given up.
-async fn write(mut writer: WriteHalf<'_>, outbox: &Outbox, stall: Duration) -> io::Result<()> {
+/// A line that does not come in time.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    /// When that is so.
+    at: Instant,
+    counter: Counter,
+    text: &'static str,
+}
+
+/// By when a client has to have ended its line.
+#[derive(Debug)]
+struct Deadline {
+    pace: Pace,
+    /// Where there is one for the first line.
+    first: Option<Late>,
+    /// Since when a line is being read.
+    begun: Option<Instant>,
+}
+
+impl Deadline {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            pace: limits.sender_pace(),
+            first: limits.first_line.map(|time| Late {
+                at: Instant::now() + time,
+                counter: Counter::EndedFirstLine,
+                text: "there was no line from you in time",
+            }),
+            begun: None,
+        }
+    }
+
+    /// When the line of which so many bytes are there has to have ended. Asked for before each read, so a time in which the
+    /// client was held does not count.
+    fn due(&mut self, pending: usize) -> Option<Late> {
+        if pending == 0 {
+            self.begun = None;
+            return self.first;
+        }
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        let slow = Late {
+            at: begun + self.pace.allows(pending),
+            counter: Counter::EndedSlowLine,
+            text: "your line did not end in time",
+        };
+        Some(self.first.filter(|first| first.at < slow.at).unwrap_or(slow))
+    }
+
+    fn line_ended(&mut self) {
+        (self.first, self.begun) = (None, None);
+    }
+}
+
+/// Waits until a line is late; for ever where none can be.
+async fn late(due: Option<Late>) -> Late {
+    let Some(late) = due else {
+        return std::future::pending().await;
+    };
+    sleep_until(late.at.into()).await;
+    late
+}
+
+/// Writes what is queued until the queue has ended. A client that takes nothing for too long, or too little, is given up.
+async fn write(
+    mut writer: impl AsyncWrite + Unpin,
+    outbox: &Outbox,
+    limits: &Limits,
+    counters: &Counters,
+) -> io::Result<()> {
+    let timed_out = |counter, text| {
+        counters.bump(counter);
+        io::Error::new(io::ErrorKind::TimedOut, text)
+    };
     let mut last: Option<Instant> = None;
     let mut turn = Turn::new();
     while let Some(bytes) = outbox.take().await {
         let mut rest = bytes.as_slice();
+        let mut piece = Piece::default();
         while rest.has_remaining() {
-            let piece = rest.get(..WRITE).unwrap_or(rest);
-            let written = timeout(stall, writer.write(piece))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it took nothing for too long"))??;
+            let now = Instant::now();
+            if piece.left == 0 {
+                piece.left = rest.len().min(WRITE);
+                piece.due = Some(now + limits.reader_pace().allows(piece.left));
+            }
+            let stalled = now + limits.stall;
+            let due = piece.due.map_or(stalled, |due| due.min(stalled));
+            let bytes = rest.get(..piece.left).unwrap_or(rest);
+            let written = timeout_at(due.into(), writer.write(bytes)).await.map_err(|_| {
+                if due == stalled {
+                    timed_out(Counter::EndedStalled, "it took nothing for too long")
+                } else {
+                    timed_out(Counter::EndedSlowReader, "it took what was written to it too slowly")
+                }
+            })??;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
+            piece.left = piece.left.saturating_sub(written);
             rest.advance(written);
             settle_all(
                 outbox
@@ -428,6 +566,13 @@ async fn write(mut writer: WriteHalf<'_>, outbox: &Outbox, stall: Duration) -> i
         }
     }
     writer.shutdown().await
+}
+
+/// What is being written of the queue: so much of it is left, to be through by then.
+#[derive(Debug, Default)]
+struct Piece {
+    left: usize,
+    due: Option<Instant>,
 }
 
 /// Lets the client read what was written to it before the connection is closed.
@@ -450,4 +595,69 @@ async fn linger(socket: &mut TcpStream) {
     };
     // The deadline is the normal end for a client that goes on writing.
     let _ = timeout(LINGER, discard).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has so many bytes written, to a reader that takes some every so often; says how that ended, and how long it took.
+    async fn written_to(
+        reader: (usize, Duration),
+        bytes: usize,
+        limits: &Limits,
+    ) -> (io::Result<()>, Duration, Counters) {
+        let (counters, outbox) = (Counters::new(), Outbox::new(1));
+        outbox.push_notice(|out, _| out.resize(bytes, b'x'));
+        outbox.finish();
+        // Far less than is written: nothing gets on but by what is read.
+        let (near, mut far) = tokio::io::duplex(8);
+        let reading = async move {
+            let mut buffer = vec![0; reader.0];
+            while far.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                sleep(reader.1).await;
+            }
+        };
+        let started = Instant::now();
+        let writing = async { (write(near, &outbox, limits, &counters).await, started.elapsed()) };
+        let ((ended, took), ()) = tokio::join!(writing, reading);
+        (ended, took, counters)
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_a_byte_now_and_then_is_given_up() {
+        let limits = Limits {
+            stall: Duration::from_millis(300),
+            min_rate: 10_000,
+            ..Limits::default()
+        };
+        let (ended, took, counters) = written_to((1, Duration::from_millis(20)), 1000, &limits).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(took >= Duration::from_millis(400), "{took:?}");
+        assert_eq!(counters.snapshot()["ended-slow-reader"], 1);
+        assert_eq!(counters.snapshot()["ended-stalled"], 0);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_keeps_up_the_rate_may_take_longer_than_a_stall() {
+        let limits = Limits {
+            stall: Duration::from_millis(300),
+            min_rate: 100,
+            ..Limits::default()
+        };
+        let (ended, took, _) = written_to((8, Duration::from_millis(5)), 1000, &limits).await;
+        assert!(ended.is_ok() && took > limits.stall, "{ended:?} after {took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_is_given_up_however_much_there_is() {
+        let limits = Limits {
+            stall: Duration::from_millis(100),
+            min_rate: 1,
+            ..Limits::default()
+        };
+        let (ended, _, counters) = written_to((8, Duration::from_millis(300)), 1000, &limits).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(counters.snapshot()["ended-stalled"], 1);
+    }
 }

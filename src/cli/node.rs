@@ -1,5 +1,6 @@
 //! `trunkline node`: runs a node until it is told to stop.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -79,6 +80,56 @@ struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_clients)]
     max_clients: usize,
 
+    /// Clients connected at once from one source: an IPv4 address or an IPv6 /64
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_per_source)]
+    max_per_source: usize,
+
+    /// QUIC connections on their way to their greeting at once; of clients and of links, each
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_handshakes)]
+    max_handshakes: usize,
+
+    /// The same from one source
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_handshakes_per_source)]
+    max_handshakes_per_source: usize,
+
+    /// How long a QUIC client may take to the end of its hello, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    hello: Duration,
+
+    /// How long a legacy client may take for its first line, in seconds [default: for ever, as some only listen]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    first_line: Option<Duration>,
+
+    /// How long a client may be connected without a message from it or to it, in seconds [default: for ever]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    idle: Option<Duration>,
+
+    /// How long a line that was begun, or a QUIC client's message, may take to its end, in seconds, beside its bytes at
+    /// --min-rate
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    line_time: Duration,
+
+    /// What must be kept up, in either direction, beyond --line-time and --stall, in bytes a second
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().min_rate)]
+    min_rate: u32,
+
+    /// Messages a second of one client before it is held; a burst of one second's worth is free [default: no limit]
+    #[arg(long, value_name = "N")]
+    client_message_rate: Option<NonZeroU32>,
+
+    /// Bytes a second of one client before it is held; a burst of one second's worth, or of the largest message, is free
+    /// [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    client_byte_rate: Option<NonZeroU32>,
+
+    /// Messages a second of one source for clients that are not there, each time another, before it is held
+    #[arg(long, value_name = "N", default_value_t = Limits::default().miss_rate)]
+    miss_rate: NonZeroU32,
+
+    /// How many of those are free at first
+    #[arg(long, value_name = "N", default_value_t = Limits::default().miss_burst)]
+    miss_burst: NonZeroU32,
+
     /// What may wait to be written to one client before messages to it are refused
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().outbox_bytes)]
     outbox_bytes: usize,
@@ -111,7 +162,8 @@ struct LimitArgs {
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     resume_grace: Duration,
 
-    /// How long a client may take nothing of what is written to it before it is disconnected, in seconds
+    /// How long a client may take nothing of what is written to it before it is disconnected, in seconds; with --min-rate,
+    /// how long it may take for a piece
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     stall: Duration,
 }
@@ -141,6 +193,18 @@ impl From<NodeArgs> for Config {
             limits: Limits {
                 max_message: args.limits.max_message,
                 max_clients: args.limits.max_clients,
+                max_per_source: args.limits.max_per_source,
+                max_handshakes: args.limits.max_handshakes,
+                max_handshakes_per_source: args.limits.max_handshakes_per_source,
+                hello: args.limits.hello,
+                first_line: args.limits.first_line,
+                idle: args.limits.idle,
+                line_time: args.limits.line_time,
+                min_rate: args.limits.min_rate,
+                client_message_rate: args.limits.client_message_rate,
+                client_byte_rate: args.limits.client_byte_rate,
+                miss_rate: args.limits.miss_rate,
+                miss_burst: args.limits.miss_burst,
                 outbox_bytes: args.limits.outbox_bytes,
                 conversation_bytes: args.limits.conversation_bytes,
                 client_bytes: args.limits.client_bytes,

@@ -55,6 +55,7 @@ pub(super) async fn carry(
             codec: &codec,
             handler: &handler,
             max_stream: wire::MAX_HEADER + Limits::MOST_MAX_MESSAGE,
+            pace: None,
             turn: Turn::new(),
             liveness: None,
             heard: &heard,

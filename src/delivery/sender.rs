@@ -138,6 +138,11 @@ impl<M, T> Sender<M, T> {
         self.unsettled.first()
     }
 
+    /// The size of that message, in bytes.
+    pub(crate) fn oldest_size(&self) -> Option<usize> {
+        self.unsettled.get(self.oldest()?).map(|entry| entry.size)
+    }
+
     /// Changes the bounds, for messages to come.
     pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
         self.bounds = bounds;

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use quinn::{ConnectionError, Endpoint, Incoming, TransportErrorCode};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
 use super::Link;
-use super::handshake::{Admitted, GREETING_DEADLINE, greet};
+use super::handshake::{Admitted, GREETING_DEADLINE, GreetingError, greet};
 use super::supervisor::{LinkContext, Supervisor};
 use crate::address::{HostPort, NodeName};
+use crate::admission::{Full, Places};
 use crate::carrier::close;
+use crate::counters::Counter;
 use crate::phase::Phase;
 use crate::tls::credentials::Role;
 use crate::tls::peer_node;
@@ -20,10 +21,6 @@ use crate::tls::peer_node;
 /// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
 /// authority, so only a cluster of a thousand nodes comes here.
 const MAX_LINKS: usize = 1024;
-
-/// How many connections may be on their way to being a link at once; more are not answered, and dial again. With what each
-/// may send before it is known, that is some 60 MB at most.
-const GREETINGS: usize = 1024;
 
 /// The link to this node: the one there is, or a new one with a supervisor of its own that dials `target`.
 pub(crate) fn ensure_link(
@@ -47,7 +44,9 @@ pub(crate) fn ensure_link(
 
 /// Accepts links until the node leaves, and refuses them then, until it stops.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracker: TaskTracker) {
-    let greetings = Arc::new(Semaphore::new(GREETINGS));
+    let (limits, counters) = (&context.limits, &context.counters);
+    // More are not answered, and dial again. With what each may send before it is known, that is some 60 MB at most.
+    let greetings = Places::new(limits.max_handshakes, limits.max_handshakes_per_source);
     loop {
         let incoming = tokio::select! {
             biased;
@@ -62,18 +61,27 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
             return;
         };
         if context.phase.has_reached(Phase::Leaving) {
+            counters.bump(Counter::LinkHandshakesRefused);
             incoming.refuse();
             continue;
         }
         // Proof of the address first: a handshake costs signatures, and peers are few.
         if !incoming.remote_address_validated() && incoming.may_retry() {
+            counters.bump(Counter::LinkRetries);
             // Fails only where `may_retry` says no.
             let _ = incoming.retry();
             continue;
         }
-        let Ok(greeting) = Arc::clone(&greetings).try_acquire_owned() else {
-            incoming.ignore();
-            continue;
+        let greeting = match greetings.take(incoming.remote_address().ip().into()) {
+            Ok(greeting) => greeting,
+            Err(full) => {
+                counters.bump(match full {
+                    Full::All => Counter::LinkHandshakesIgnored,
+                    Full::Source => Counter::LinkHandshakesIgnoredSource,
+                });
+                incoming.ignore();
+                continue;
+            }
         };
         let (context, inner) = (Arc::clone(&context), tracker.clone());
         tracker.spawn(async move {
@@ -100,15 +108,18 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
             return;
         }
         Ok(Err(error)) => {
+            context.counters.bump(Counter::LinkHandshakesFailed);
             warn!(%remote, "refused a link: {error}");
             return;
         }
         Err(_) => {
+            context.counters.bump(Counter::LinkHandshakesLate);
             warn!(%remote, "refused a link: no handshake within {GREETING_DEADLINE:?}");
             return;
         }
     };
     let refuse = |code, reason: &str| {
+        context.counters.bump(Counter::LinkHandshakesFailed);
         warn!(%remote, "refused a link: {reason}");
         connection.close(code, reason.as_bytes());
     };
@@ -149,6 +160,12 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
             }
         }
         Err(error) if error.is_duplicate() => debug!(%peer, "another connection is the link: {error}"),
-        Err(error) => warn!(%peer, %remote, "a link came to nothing: {error}"),
+        Err(error) => {
+            context.counters.bump(match error {
+                GreetingError::TimedOut => Counter::LinkHandshakesLate,
+                _ => Counter::LinkHandshakesFailed,
+            });
+            warn!(%peer, %remote, "a link came to nothing: {error}");
+        }
     }
 }

@@ -24,6 +24,7 @@ use crate::address::{HostPort, NodeName};
 use crate::backoff::Backoff;
 use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
 use crate::config::{Congestion, Limits};
+use crate::counters::Counters;
 use crate::endpoint::{self, LINK_STREAMS};
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
@@ -76,6 +77,8 @@ pub(crate) struct LinkContext {
     /// Drawn at the node's start.
     pub(crate) epoch: u64,
     pub(crate) limits: Limits,
+    /// What is counted of connections that come to nothing.
+    pub(crate) counters: Arc<Counters>,
     /// How far the node's shutdown has come.
     pub(crate) phase: Follow,
     /// The endpoint has failed, and the node with it.
@@ -310,6 +313,7 @@ impl Supervisor {
                     max_stream: codec.max_message + wire::MAX_HEADER,
                     codec: &codec,
                     handler: &handler,
+                    pace: None,
                     turn: Turn::of_link(),
                     liveness: Some(Liveness { ping: PING, silence }),
                     heard: &heard,

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{debug, error};
 
 use crate::address::ClientId;
+use crate::admission::{Full, Place, Places};
 use crate::carrier::{ControlStream, close};
 use crate::clients::ClientContext;
+use crate::counters::Counter;
 use crate::delivery::RangeSet;
 use crate::outcome::Code;
 use crate::phase::Phase;
@@ -24,18 +25,13 @@ use crate::tls::peer_client;
 use crate::wire::client::{self as wire, FromClient, FromNode, Resume};
 use session::{Arrival, Sessions, serve};
 
-/// How long a client may take from its first packet to the end of its `hello`.
-const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-
-/// How many connections may be on their way to their `hello` at once.
-const GREETINGS: usize = 1024;
-
 /// How long a last word may take to reach the client before the connection is closed.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// Accepts QUIC clients until the node shuts down, and refuses them then, until it stops.
 pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
-    let greetings = Arc::new(Semaphore::new(GREETINGS));
+    let (limits, counters) = (&context.limits, &context.counters);
+    let greetings = Places::new(limits.max_handshakes, limits.max_handshakes_per_source);
     let sessions = Arc::new(Sessions::new());
     loop {
         let incoming = tokio::select! {
@@ -51,19 +47,29 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
             return;
         };
         if context.phase.has_reached(Phase::Draining) {
+            counters.bump(Counter::HandshakesRefused);
             incoming.refuse();
             continue;
         }
         // Proof of the address first. It costs a round trip, once for a connection that lasts. Without it quinn sends up to
-        // 3.5 times of what came to an address that may be forged: one packet over what RFC 9000, section 8.1 allows.
+        // 3.5 times of what came to an address that may be forged: one packet over what RFC 9000, section 8.1 allows. And with
+        // it a place is taken up by who really has the address.
         if !incoming.remote_address_validated() && incoming.may_retry() {
+            counters.bump(Counter::Retries);
             // Fails only where `may_retry` says no.
             let _ = incoming.retry();
             continue;
         }
-        let Ok(greeting) = Arc::clone(&greetings).try_acquire_owned() else {
-            incoming.ignore();
-            continue;
+        let greeting = match greetings.take(incoming.remote_address().ip().into()) {
+            Ok(greeting) => greeting,
+            Err(full) => {
+                counters.bump(match full {
+                    Full::All => Counter::HandshakesIgnored,
+                    Full::Source => Counter::HandshakesIgnoredSource,
+                });
+                incoming.ignore();
+                continue;
+            }
         };
         let (context, sessions) = (Arc::clone(&context), Arc::clone(&sessions));
         context
@@ -73,12 +79,7 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
     }
 }
 
-async fn greet_and_serve(
-    incoming: Incoming,
-    greeting: OwnedSemaphorePermit,
-    sessions: &Arc<Sessions>,
-    context: &ClientContext,
-) {
+async fn greet_and_serve(incoming: Incoming, greeting: Place, sessions: &Arc<Sessions>, context: &ClientContext) {
     let remote = incoming.remote_address();
     let Hello {
         connection,
@@ -87,18 +88,19 @@ async fn greet_and_serve(
         entry,
         resumable,
         resume,
-    } = match timeout(HELLO_DEADLINE, greet(incoming, context)).await {
+    } = match timeout(context.limits.hello, greet(incoming, context)).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(error)) => {
+            context.counters.bump(Counter::HandshakesFailed);
             debug!(%remote, "no client: {error}");
             return;
         }
         Err(_) => {
-            debug!(%remote, "no client: no hello within {HELLO_DEADLINE:?}");
+            context.counters.bump(Counter::HandshakesLate);
+            debug!(%remote, "no client: no hello within {:?}", context.limits.hello);
             return;
         }
     };
-    drop(greeting);
     let (token, taken) = match resume {
         Some(Resume { token, taken }) => (Some(token), taken.into()),
         None => (None, RangeSet::new()),
@@ -119,11 +121,13 @@ async fn greet_and_serve(
         }
         return;
     }
-    match context.admit() {
-        Some(_admission) => serve(arrival, name, resumable, sessions, context).await,
-        None => {
-            debug!(%remote, "refused: as many clients as there may be");
-            let text = "this node has as many clients as it may; try again later, or another node";
+    match context.admit(remote.ip()) {
+        Ok(admission) => {
+            drop(greeting);
+            serve(arrival, name, resumable, sessions, &admission, context).await;
+        }
+        Err(text) => {
+            debug!(%remote, "refused: {text}");
             turn_away(&arrival.connection, arrival.control.send, Code::RateLimited, text).await;
         }
     }

@@ -14,18 +14,20 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::LAST_WORD;
 use super::codec::NodeCodec;
-use super::{HELLO_DEADLINE, LAST_WORD};
 use crate::address::{Address, ClientId};
 use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Handler, Heard, close};
-use crate::clients::ClientContext;
+use crate::clients::{Admission, ClientContext};
 use crate::config::Limits;
+use crate::counters::Counter;
 use crate::delivery::{Bounds, RangeSet};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
 use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
+use crate::restraint::Restraint;
 use crate::router::Blocked;
 use crate::tls::credentials::Entry;
 use crate::turn::Turn;
@@ -143,6 +145,7 @@ struct Session {
     exchange: Exchange<Ticket>,
     /// What the client has under way, by the tags of its own messages.
     flow: Mutex<Flow<Tag>>,
+    restraint: Restraint,
     waiting: Mutex<Waiting>,
     /// There is something in `waiting`.
     waits: Notify,
@@ -154,12 +157,20 @@ struct Session {
     this: Weak<Self>,
 }
 
-/// Messages of a client that wait for room on a link, so that its connection can be read on.
+/// Messages of a client that wait for room on a link, or because the client is held, so that its connection can be read
+/// on. The client's window bounds them.
 #[derive(Default)]
 struct Waiting {
-    queue: VecDeque<(Message, Ticket)>,
+    queue: VecDeque<Waits>,
     /// The one before the first in the queue is still on its way to a link: nothing may pass it.
     passing: bool,
+}
+
+struct Waits {
+    message: Message,
+    ticket: Ticket,
+    /// It was counted among what the client may send.
+    passed: bool,
 }
 
 /// Serves a client from its first connection until it is gone for good. With a name of its own that is its id.
@@ -168,6 +179,7 @@ pub(super) async fn serve(
     name: Option<ClientId>,
     resumable: bool,
     sessions: &Arc<Sessions>,
+    admission: &Admission,
     context: &ClientContext,
 ) {
     let limits = &context.limits;
@@ -177,9 +189,9 @@ pub(super) async fn serve(
         node: context.router.name().clone(),
         id: id.clone(),
     };
-    let session = Session::new(address, limits);
+    let session = Session::new(address, limits, admission.restraint(context));
     let registering = registry.register(id, Arc::<Session>::clone(&session));
-    let Ok(registration) = timeout(HELLO_DEADLINE, registering).await else {
+    let Ok(registration) = timeout(limits.hello, registering).await else {
         // What has the id ends at once when it is told to.
         debug!(client = %session.address, "turned away: its id does not become free");
         return;
@@ -209,7 +221,7 @@ impl Drop for CloseOnDrop {
 }
 
 impl Session {
-    fn new(address: Address, limits: &Limits) -> Arc<Self> {
+    fn new(address: Address, limits: &Limits, restraint: Restraint) -> Arc<Self> {
         let window = limits.window();
         let to_client = Bounds {
             messages: limits.outbox_bytes.div_ceil(MESSAGE_OVERHEAD),
@@ -223,6 +235,7 @@ impl Session {
             address,
             exchange: Exchange::new(to_client, from_client),
             flow: Mutex::new(Flow::new(window)),
+            restraint,
             waiting: Mutex::default(),
             waits: Notify::new(),
             ended: Notify::new(),
@@ -312,7 +325,7 @@ impl Session {
         // Fail only when the connection is gone; then the carrier says so.
         let _ = control.send.set_priority(CONTROL_PRIORITY);
         // A client that gives no room for this line will not get far.
-        let _ = timeout(HELLO_DEADLINE, control.send.write_all(&out)).await;
+        let _ = timeout(limits.hello, control.send.write_all(&out)).await;
         if let Err(violation) = self.exchange.connected_knowing(&taken) {
             connection.close(close::PROTOCOL, violation.to_string().as_bytes());
             return Gone::ForGood(Ended::Violation(violation).to_string());
@@ -333,6 +346,7 @@ impl Session {
             },
             handler: &handler,
             max_stream: wire::MAX_HEADER + limits.max_message,
+            pace: Some(limits.sender_pace()),
             turn: Turn::new(),
             liveness: None,
             heard: &heard,
@@ -350,13 +364,28 @@ impl Session {
         };
         tokio::select! {
             () = yielded => Gone::ForGood("another connection has its name".to_owned()),
-            ended = carrier.run(control) => match ended {
-                ended if ended.is_break() => Gone::Lost(ended.to_string()),
-                ended => Gone::ForGood(ended.to_string()),
-            },
+            ended = carrier.run(control) => {
+                match ended {
+                    Ended::Slow => context.counters.bump(Counter::EndedSlowStream),
+                    Ended::Violation(_) | Ended::Malformed(_) | Ended::NoControl => {
+                        context.counters.bump(Counter::EndedProtocol);
+                    }
+                    Ended::Lost(_) | Ended::Silent(_) => {}
+                }
+                match ended {
+                    ended if ended.is_break() => Gone::Lost(ended.to_string()),
+                    ended => Gone::ForGood(ended.to_string()),
+                }
+            }
             arrival = replaced => Gone::Replaced(arrival),
-            () = self.exchange.stalled(limits.stall, limits.resume_grace) => {
-                Gone::ForGood(format!("it took nothing for {:?}", limits.stall))
+            () = self.exchange.stalled(limits.reader_pace(), limits.resume_grace) => {
+                context.counters.bump(Counter::EndedStalled);
+                Gone::ForGood("it took nothing for too long".to_owned())
+            }
+            () = self.restraint.idle(limits.idle) => {
+                let why = "there was no message from it or for it for too long";
+                connection.close(close::DONE, why.as_bytes());
+                Gone::ForGood(why.to_owned())
             }
         }
     }
@@ -372,7 +401,14 @@ impl Session {
                 next
             };
             match next {
-                Some((message, ticket)) => {
+                Some(Waits {
+                    message,
+                    ticket,
+                    passed,
+                }) => {
+                    if !passed {
+                        self.restraint.hold(message.body.len(), &context.phase).await;
+                    }
                     context.route(message, ticket).await;
                     turn.item().await;
                 }
@@ -425,6 +461,7 @@ impl Settle for Session {
             ends.iter()
                 .filter_map(|&(tag, outcome)| {
                     let key = usize::try_from(tag.number).ok()?;
+                    self.restraint.ended(outcome, || flow.recipient(key).cloned());
                     Some((flow.settle(key)?, outcome))
                 })
                 .collect()
@@ -439,6 +476,7 @@ impl Recipient for Session {
         if self.closed.load(Ordering::SeqCst) {
             return Err((ticket, Code::RecipientGone));
         }
+        self.restraint.busy();
         // The body may be a small slice of a large buffer, and this may keep it for long.
         message.body = Bytes::copy_from_slice(&message.body);
         let pushed = self
@@ -473,6 +511,7 @@ impl SessionHandler<'_> {
             // A client that keeps to its window never comes here.
             if !flow.bears(&message.to, message.size(), largest) {
                 drop(flow);
+                self.context.counters.bump(Counter::RefusedWindow);
                 session.exchange.finish(&[(tag, Outcome::Refused(Code::RateLimited))]);
                 return;
             }
@@ -486,14 +525,26 @@ impl SessionHandler<'_> {
             incarnation: 0,
         };
         let ticket = Ticket { origin, tag };
+        session.restraint.busy();
         let mut waiting = session.waiting.lock();
-        if waiting.passing || !waiting.queue.is_empty() {
-            waiting.queue.push_back((message, ticket));
+        let behind = waiting.passing || !waiting.queue.is_empty();
+        if behind || !session.restraint.passes(message.body.len()) {
+            waiting.queue.push_back(Waits {
+                message,
+                ticket,
+                passed: false,
+            });
+            drop(waiting);
+            session.waits.notify_one();
             return;
         }
         drop(waiting);
         if let Err(Blocked { message, ticket, .. }) = self.context.router.route(message, ticket) {
-            session.waiting.lock().queue.push_back((message, ticket));
+            session.waiting.lock().queue.push_back(Waits {
+                message,
+                ticket,
+                passed: true,
+            });
             session.waits.notify_one();
         }
     }
@@ -527,12 +578,22 @@ impl Handler<Ticket> for SessionHandler<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counters::Counters;
+    use crate::misses::Misses;
     use futures_util::FutureExt;
 
     #[test]
     fn a_session_that_ends_is_not_kept_by_what_waited_for_a_link() {
         let address: Address = "n:1:a".parse().unwrap();
-        let session = Session::new(address.clone(), &Limits::default());
+        let number = std::num::NonZeroU32::MIN;
+        let restraint = Restraint::new(
+            std::net::IpAddr::from([127, 0, 0, 1]).into(),
+            crate::config::Rate::default(),
+            1,
+            &Arc::new(Misses::new(number, number)),
+            &Arc::new(Counters::new()),
+        );
+        let session = Session::new(address.clone(), &Limits::default(), restraint);
         let message = Message {
             from: address.clone(),
             to: address,
@@ -543,11 +604,11 @@ mod tests {
             incarnation: 0,
         };
         let origin = Arc::<Session>::clone(&session);
-        session
-            .waiting
-            .lock()
-            .queue
-            .push_back((message, Ticket { origin, tag }));
+        session.waiting.lock().queue.push_back(Waits {
+            message,
+            ticket: Ticket { origin, tag },
+            passed: true,
+        });
         session.end();
         let kept = Arc::downgrade(&session);
         drop(session);
