@@ -15,6 +15,7 @@
 mod bad_wire;
 mod cli;
 mod exchange;
+mod floods;
 mod hostile_lines;
 mod hostile_links;
 mod hostile_quic;

@@ -60,6 +60,11 @@ impl LineClient {
         Self::greeted(within("a legacy client connects", connecting).await.unwrap()).await
     }
 
+    /// The same from another address of this machine.
+    pub(crate) async fn connect_from(host: [u8; 4], addr: SocketAddr) -> Self {
+        Self::greeted(stream_from(host, addr).await).await
+    }
+
     async fn greeted(stream: TcpStream) -> Self {
         let (mut reader, writer) = split(stream);
         let greeting = reader.line().await;
@@ -89,6 +94,13 @@ impl LineClient {
         self.say(&own, "is there anything else?").await;
         self.reader.expect_message(&own, "is there anything else?").await;
     }
+}
+
+/// A connection from this address of this machine.
+async fn stream_from(host: [u8; 4], addr: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((host, 0).into()).unwrap();
+    within("a legacy client connects", socket.connect(addr)).await.unwrap()
 }
 
 /// Both directions of a connection on which nothing was read yet.

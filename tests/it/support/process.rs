@@ -52,6 +52,19 @@ impl Process {
         })
     }
 
+    /// The same, with so many file descriptors at most.
+    fn trunkline_with_files(files: u64, args: &[String]) -> Self {
+        let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &limited, TRUNKLINE]).args(args);
+        Self::start(command.env_remove("RUST_LOG")).unwrap()
+    }
+
+    /// The id by which the system knows the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     fn start(command: &mut Command) -> std::io::Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
@@ -197,6 +210,8 @@ pub(crate) struct NodeCommand {
     /// As `--peer` wants them.
     pub(crate) peers: Vec<String>,
     pub(crate) extra: Vec<String>,
+    /// How many file descriptors it may have, if not as many as this process.
+    pub(crate) files: Option<u64>,
 }
 
 /// A node in a process of its own.
@@ -218,6 +233,7 @@ impl NodeCommand {
             ports: [(); 3].map(|()| own_port()),
             peers: Vec::new(),
             extra: Vec::new(),
+            files: None,
         }
     }
 
@@ -251,7 +267,10 @@ impl NodeCommand {
 
     /// Starts the node and waits until it is up.
     pub(crate) async fn start(mut self) -> NodeProcess {
-        let mut process = Process::trunkline(&self.args());
+        let mut process = match self.files {
+            Some(files) => Process::trunkline_with_files(files, &self.args()),
+            None => Process::trunkline(&self.args()),
+        };
         let line = process.stderr.until("\"node up\"").await;
         let up = Instant::now();
         let line: Value = serde_json::from_str(&line).unwrap();
