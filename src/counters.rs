@@ -151,6 +151,17 @@ mod tests {
     }
 
     #[test]
+    fn each_counter_is_in_the_documents() {
+        let documents = include_str!("../docs/architecture.md");
+        for counter in Counter::ALL {
+            assert!(
+                documents.contains(&format!("| `{}` |", counter.as_str())),
+                "{counter:?}"
+            );
+        }
+    }
+
+    #[test]
     fn only_what_has_changed_is_told() {
         let counters = Counters::new();
         let start = counters.snapshot();

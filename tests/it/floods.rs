@@ -342,7 +342,6 @@ async fn a_program_that_guesses_ids_is_held_too() {
 async fn handshakes_that_do_not_end_are_bounded_by_source_and_in_time() {
     const EACH: usize = 3;
     let cluster = Cluster::start_with(1, |config| {
-        config.limits.retry_above = 0;
         config.limits.max_handshakes_per_source = EACH;
         config.limits.hello = SOON;
     })
@@ -375,7 +374,6 @@ async fn handshakes_are_bounded_in_all() {
         let raw = RawQuic::connect(node.quic_addr(), &cluster.certs, b"trunkline/1", None).await;
         silent.push(raw.unwrap());
     }
-    assert_eq!(count(node, "retries"), 0, "few are let in without a proof");
     let _late = cluster.quic(0).await;
     assert!(count(node, "handshakes-ignored") > 0);
     assert_eq!(count(node, "handshakes-ignored-source"), 0);
