@@ -8,6 +8,7 @@
 //! | `nodes` | two nodes as processes on loopback |
 //! | `row` | what is measured: the wires, and the load on each |
 //! | `figures` | pure: checks what arrives, and sums it up |
+//! | `talk` | conversations that are measured while something else goes on |
 //! | `target` | pure: what the relays speak with their clients |
 //! | `report` | pure: the table and the plot |
 //! | `schedule` | pure: which faults happen when, drawn from a seed |
@@ -25,5 +26,6 @@ pub mod proxy;
 pub mod report;
 pub mod row;
 pub mod schedule;
+pub mod talk;
 pub mod target;
 pub mod wire;

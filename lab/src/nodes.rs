@@ -1,5 +1,6 @@
 //! Two linked nodes as processes of their own, on free ports of this machine, and plain TCP clients of theirs.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// How long anything that is waited for may take.
@@ -135,6 +138,31 @@ impl Node {
             let line = line.with_context(|| format!("the node does not say {text}"))?;
             if line.contains(text) {
                 return Ok(line);
+            }
+        }
+    }
+
+    /// Has the node end as on SIGTERM; gives what it has counted, by name.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end in time.
+    pub fn stop(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let id = i32::try_from(self.child.id()).context("no process id")?;
+        kill(Pid::from_raw(id), Signal::SIGTERM)?;
+        let mut counted = BTreeMap::new();
+        loop {
+            let line = self.log.recv_timeout(DEADLINE).context("the node does not end")?;
+            if line.contains("\"node down\"") {
+                return Ok(counted);
+            }
+            let value: Value = serde_json::from_str(&line).unwrap_or_default();
+            let told = value.get("message").and_then(Value::as_str).unwrap_or_default();
+            if let Some(all) = told.strip_prefix("counted in all: ") {
+                let pairs = all.split(' ').filter_map(|one| one.split_once('='));
+                counted = pairs
+                    .filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?)))
+                    .collect();
             }
         }
     }

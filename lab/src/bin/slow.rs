@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,25 +14,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Parser, ValueEnum};
-use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use trunkline::{Address, Client, Limits, MESSAGE_OVERHEAD, Outcome};
-use trunkline_lab::figures::{Check, Figures, Load};
 use trunkline_lab::namespace::{join, sleep_precisely};
 use trunkline_lab::nodes::{Node, Nodes, connect};
+use trunkline_lab::talk::{WARM_UP, intact, runtime, talk, unharmed};
 use trunkline_lab::target::{Said, Target};
-
-/// Messages of this first time are checked; their latencies are not recorded.
-const WARM_UP: Duration = Duration::from_secs(1);
 
 /// How much is pushed at a reader that has stopped, and in what pieces.
 const PUSHED: u64 = 1 << 30;
 const PUSHED_BODY: usize = 4096;
-
-/// Without an arrival for so long, what has not come is lost.
-const QUIET: Duration = Duration::from_secs(10);
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -118,117 +111,6 @@ fn main() -> anyhow::Result<()> {
                 }
             }
         }
-    }
-    Ok(())
-}
-
-// --- conversations ----------------------------------------------------------------------------------------------------
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// Measures conversations from clients of one node to clients of another.
-fn talk(args: &Args, from: SocketAddr, to: SocketAddr, pairs: u16, rate: u32) -> anyhow::Result<Figures> {
-    let count = |time: Duration| (time.as_secs_f64() * f64::from(rate)) as u64;
-    let load = Load {
-        pairs: pairs.into(),
-        links: 1,
-        rate,
-        body: 128,
-        messages: count(WARM_UP + Duration::from_secs(args.seconds.into())),
-        warm_up: count(WARM_UP),
-    };
-    let clients = |node| {
-        (0..pairs)
-            .map(move |_| connect(node))
-            .collect::<anyhow::Result<Vec<_>>>()
-    };
-    let (receivers, mut senders) = (clients(to)?, clients(from)?);
-    let addresses: Vec<String> = receivers.iter().map(|(_, address)| address.clone()).collect();
-    let check = Arc::new(Mutex::new(Check::new(load)?));
-    let start = Instant::now() + Duration::from_millis(100);
-    let (stop, mut stopped) = watch::channel(false);
-    let reading = {
-        let check = Arc::clone(&check);
-        std::thread::spawn(move || {
-            runtime()?.block_on(async {
-                let mut reading = JoinSet::new();
-                for (pair, (socket, _)) in receivers.into_iter().enumerate() {
-                    socket.set_nonblocking(true)?;
-                    let socket = tokio::net::TcpStream::from_std(socket)?;
-                    let check = Arc::clone(&check);
-                    reading.spawn(async move { read_pair(pair, socket, &check, start).await });
-                }
-                let _ = stopped.wait_for(|stopped| *stopped).await;
-                Ok(())
-            })
-        })
-    };
-    let mut line = Vec::new();
-    for number in 0..load.messages {
-        std::thread::sleep((start + load.due(number)).saturating_duration_since(Instant::now()));
-        let pair = load.pair(number);
-        let (Some((socket, _)), Some(address)) = (senders.get_mut(pair), addresses.get(pair)) else {
-            bail!("no pair {pair}");
-        };
-        line.clear();
-        Target::Trunkline.message(address, &load.body(number), None, &mut line);
-        socket.write_all(&line)?;
-    }
-    let sent = start.elapsed();
-    loop {
-        std::thread::sleep(Duration::from_millis(20));
-        let check = check.lock();
-        if check.received == load.messages || start.elapsed() > check.last.max(sent) + QUIET {
-            break;
-        }
-    }
-    stop.send_replace(true);
-    join(reading)?;
-    let mut figures = check.lock().figures();
-    for (socket, _) in &mut senders {
-        socket.set_nonblocking(true)?;
-        let mut said = String::new();
-        // Ends with `WouldBlock`.
-        let _ = socket.read_to_string(&mut said);
-        figures.errors += said.lines().count() as u64;
-    }
-    Ok(figures)
-}
-
-async fn read_pair(pair: usize, mut socket: tokio::net::TcpStream, check: &Mutex<Check>, start: Instant) {
-    use tokio::io::AsyncReadExt;
-    let mut bytes = Vec::with_capacity(16 * 1024);
-    while socket.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {
-        let mut at = 0;
-        while let Some((said, taken)) = Target::Trunkline.said(bytes.get(at..).unwrap_or_default()) {
-            at += taken;
-            if let Said::Body(body) = said {
-                check.lock().arrived(pair, body, start.elapsed());
-            }
-        }
-        bytes.drain(..at);
-    }
-}
-
-fn intact(figures: &Figures) -> String {
-    let Figures {
-        lost,
-        repeated,
-        reordered,
-        wrong,
-        errors,
-        ..
-    } = figures;
-    format!("lost {lost}, repeated {repeated}, out of order {reordered}, wrong {wrong}, errors {errors}")
-}
-
-/// Fails unless all that was sent came, as it was to.
-fn unharmed(talks: &[&Figures]) -> anyhow::Result<()> {
-    for figures in talks {
-        let harm = figures.lost + figures.repeated + figures.reordered + figures.wrong + figures.errors;
-        ensure!(harm == 0, "the others were harmed: {}", intact(figures));
     }
     Ok(())
 }
@@ -413,7 +295,7 @@ fn stopped(args: &Args, build: &std::path::Path, sender: Kind, reader: Kind) -> 
     let memory = |node: &Node| node.memory().map(|(most, now)| (most as f64 / MIB, now as f64 / MIB));
     let (mut ratios, mut base) = (Vec::new(), None);
     for round in 0..args.rounds {
-        let without = talk(args, nodes.a.tcp, nodes.b.tcp, args.pairs, args.rate)?;
+        let without = talk(args.seconds, nodes.a.tcp, nodes.b.tcp, args.pairs, args.rate)?;
         let [(a0, _), (b0, _)] = *base.get_or_insert([memory(&nodes.a)?, memory(&nodes.b)?]);
 
         let (gone, waits) = watch::channel(false);
@@ -421,7 +303,7 @@ fn stopped(args: &Args, build: &std::path::Path, sender: Kind, reader: Kind) -> 
         let pushing = Arc::new(Pushing::default());
         let at = Instant::now() + WARM_UP + Duration::from_millis(500);
         let pushed = push(sender, &nodes, address, at, Arc::clone(&pushing))?;
-        let with = talk(args, nodes.a.tcp, nodes.b.tcp, args.pairs, args.rate)?;
+        let with = talk(args.seconds, nodes.a.tcp, nodes.b.tcp, args.pairs, args.rate)?;
         let taken = pushing.taken.load(Ordering::Relaxed);
         let held = !pushing.over.load(Ordering::Relaxed) && taken < PUSHED;
         let pushed = join(pushed)?;
@@ -569,7 +451,7 @@ fn nonsense(kind: usize) -> Vec<u8> {
 fn flood(args: &Args, nodes: &Nodes) -> anyhow::Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let node = nodes.a.tcp;
-    let before = talk(args, node, node, 1, 500)?;
+    let before = talk(args.seconds, node, node, 1, 500)?;
     let threads: Vec<Thread<u64>> = (0..12)
         .map(|kind| {
             let over = Arc::clone(&over);
@@ -600,7 +482,7 @@ fn flood(args: &Args, nodes: &Nodes) -> anyhow::Result<()> {
             })
         })
         .collect();
-    let during = talk(args, node, node, 1, 500)?;
+    let during = talk(args.seconds, node, node, 1, 500)?;
     over.store(true, Ordering::Relaxed);
     let mut total = 0;
     for thread in threads {
