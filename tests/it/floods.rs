@@ -10,7 +10,7 @@ use trunkline::{Address, Code, Config, Node};
 
 use crate::support::{
     Bystanders, Certs, Cluster, LineClient, LineReader, NodeCommand, RawQuic, connect_quic, eventually,
-    message_line_with_id,
+    message_line_with_id, node_config,
 };
 
 /// A short time for a limit to hold, so that a test is over soon.
@@ -388,6 +388,21 @@ async fn strangers_on_the_link_port_are_counted() {
     eventually("it is refused", || count(node, "link-handshakes-failed") == 1).await;
     assert_eq!(count(node, "link-retries"), 1);
     drop(stranger);
+}
+
+#[tokio::test]
+async fn links_that_do_not_greet_are_bounded_by_source_and_in_time() {
+    let certs = Certs::make(2);
+    let mut config = node_config(&certs, 0);
+    config.limits.max_handshakes_per_source = 1;
+    let node = Node::start(config).await.unwrap();
+    let knock = || RawQuic::connect(node.link_addr(), &certs, b"trunkline-link/1", Some("node-127.0.0.1-2"));
+    let _silent = knock().await.unwrap();
+    // It comes again until there is a place.
+    let _late = knock().await.unwrap();
+    assert!(count(&node, "link-handshakes-ignored-source") > 0);
+    assert_eq!(count(&node, "link-handshakes-late"), 1);
+    node.shutdown().await;
 }
 
 #[tokio::test]

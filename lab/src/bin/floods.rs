@@ -502,8 +502,9 @@ fn guesses(args: &FloodArgs, over: &impl Fn() -> bool) -> anyhow::Result<()> {
         let over = || over() || Instant::now() > until;
         total += pour(args.tcp, &over, |chunk| {
             while chunk.len() < 16 * 1024 {
-                let (node, id) = (rand::random_range(1..=2), rand::random_range(111_111..=999_999));
-                Target::Trunkline.message(&format!("127.0.0.1:{node}:{id}"), "anyone?", None, chunk);
+                // With a zero in it, so that it is no one's who talks.
+                let (node, id) = (rand::random_range(1..=2), rand::random_range(0..100_000));
+                Target::Trunkline.message(&format!("127.0.0.1:{node}:0{id:05}"), "anyone?", None, chunk);
             }
         })?;
     }
