@@ -16,6 +16,7 @@
 //! | `phase` `turn` | how far a node's shutdown has come; how much a task does at a time | no I/O |
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
+//! | `permission` | what a client may do, the tokens that say so, and the files of their keys | but for the files |
 //! | `carrier` | drives an exchange over a QUIC connection | |
 //! | `link` `router` | what is kept about another node, and its tasks; where a message goes | no I/O in the latter |
 //! | `clients` `tcp` `quic` | sessions of clients | |
@@ -44,6 +45,7 @@ mod message;
 mod node;
 mod outbox;
 pub mod outcome;
+pub mod permission;
 mod phase;
 mod quic;
 mod registry;
@@ -59,3 +61,4 @@ pub use config::{ClientRule, Config, Congestion, Limits, Peer, UnknownClientRule
 pub use message::MESSAGE_OVERHEAD;
 pub use node::{Node, StartError};
 pub use outcome::{Code, Outcome};
+pub use permission::Pattern;

@@ -6,6 +6,7 @@ mod listen;
 mod node;
 mod send;
 mod terminal;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ enum Command {
     Node(Box<node::NodeArgs>),
     /// Make certificates
     Certs(certs::CertsArgs),
+    /// Make tokens
+    Token(Box<token::TokenArgs>),
     /// Talk to others: a line typed is a message sent
     Chat(chat::ChatArgs),
     /// Send one message and wait for its receipt
@@ -109,6 +112,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match cli.command {
         Command::Node(args) => node::run(*args),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Token(args) => token::run(*args),
         Command::Chat(args) => in_runtime(chat::run(args)),
         Command::Send(args) => in_runtime(send::run(args)),
         Command::Listen(args) => in_runtime(listen::run(args)),
