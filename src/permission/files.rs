@@ -107,7 +107,7 @@ fn read_secret(dir: &Path) -> Result<Option<Vec<u8>>, KeyFileError> {
 }
 
 /// By what a change of the files is noticed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stamps([Stamp; 2]);
 
 impl Stamps {

@@ -1,7 +1,7 @@
 //! What a client may do, and the tokens that say so.
 //!
-//! A client that shows nothing, or a certificate, may do everything. One that shows a [token](token) may do what that
-//! grants: a [`Grant`]. The keys that tokens are judged by are [files](mod@files) of the certificate directory.
+//! A client that shows nothing, or a certificate, may do everything. One that shows a token ([`token`]) may do what that
+//! grants: a [`Grant`]. The keys that tokens are judged by are files of the certificate directory ([`files`]).
 
 mod files;
 mod pattern;

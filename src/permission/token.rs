@@ -561,7 +561,7 @@ mod tests {
             "..",
             "a.b.c",
             "....",
-            &ours[..ours.len() / 2],
+            ours.get(..ours.len() / 2).unwrap(),
             &ours.replace('.', ""),
         ] {
             assert_eq!(both.judge(text, "eu-1", now()).map(|_| ()), Err(Unreadable), "{text}");
