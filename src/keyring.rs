@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::address::Address;
 use crate::permission::{Grant, KeyFileError, KeyPrint, Keys, Login, Stamps, TokenError, read_keys};
@@ -214,7 +214,6 @@ impl Permit {
     /// Waits until what the client has shown holds no more. Cancel safe.
     pub(crate) async fn over(&self) {
         self.over.cancelled().await;
-        debug!("a token has expired, or its key was withdrawn");
     }
 }
 

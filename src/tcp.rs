@@ -310,6 +310,7 @@ impl LineSession {
             stop = reading => stop,
             () = context.phase.reached(Phase::Closing) => return Ok(Stop::Draining),
             () = self.permit.over() => {
+                debug!(client = %self.address, "gone: its token is over");
                 self.error(Code::NotAllowed, OVER);
                 self.outbox.finish();
                 // Told or not, it has to go.

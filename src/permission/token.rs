@@ -174,9 +174,17 @@ pub(crate) struct Login {
     pub(crate) key: KeyPrint,
 }
 
+/// Has the library of tokens compute with what TLS does. It chooses by its features, and where another part of a program has
+/// turned on its other backend as well it would panic instead.
+fn choose_backend() {
+    // Fails where it was chosen before.
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+}
+
 impl Keys {
     /// Keys of 32 bytes each (Ed25519), and a secret of at least as many.
     pub(super) fn new(public: &[[u8; 32]], secret: Option<&[u8]>) -> Self {
+        choose_backend();
         let public = public
             .iter()
             .map(|key| (KeyPrint::of(b"Ed25519 ", key), DecodingKey::from_ed_der(key)));
@@ -298,12 +306,14 @@ impl Claims {
 
     /// Signs the claims with an Ed25519 key.
     pub(super) fn sign(&self, key: &PrivatePkcs8KeyDer<'_>) -> Result<String, jsonwebtoken::errors::Error> {
+        choose_backend();
         let key = EncodingKey::from_ed_der(key.secret_pkcs8_der());
         encode(&Header::new(Algorithm::EdDSA), self, &key)
     }
 
     /// Signs the claims with a secret.
     pub(super) fn sign_with_secret(&self, secret: &[u8]) -> Result<String, jsonwebtoken::errors::Error> {
+        choose_backend();
         encode(&Header::new(Algorithm::HS256), self, &EncodingKey::from_secret(secret))
     }
 }

@@ -417,7 +417,7 @@ async fn a_client_that_is_revoked_is_out() {
 async fn a_client_whose_certificate_expires_is_out() {
     let certs = Certs::make(1);
     let mut config = node_config(&certs, 0);
-    config.clients = ClientRule::Certificate;
+    (config.clients, config.tcp) = (ClientRule::Certificate, None);
     let node = Node::start(config).await.unwrap();
     issue(certs.dir(), "client-ca", "client-brief", CLIENT, Flaw::EndsIn(3));
     let ends = Instant::now() + Duration::from_secs(3);

@@ -529,6 +529,24 @@ async fn an_id_granted_by_token_is_the_same_after_a_reconnect_and_a_restart() {
 }
 
 #[tokio::test]
+async fn of_two_with_one_name_the_last_one_has_it_whatever_they_come_by() {
+    let cluster = cluster(1).await;
+    let (certs, node) = (&cluster.certs, &cluster.nodes[0]);
+    let token = free_token(certs, "bob");
+    let mut first = line_client(node, &token).await;
+    let mut second = line_client(node, &token).await;
+    first.reader.expect_end().await;
+    second.expect_nothing_else().await;
+    let third = quic_client(node, certs, &token).await;
+    second.reader.expect_end().await;
+    assert_eq!(third.address(), &bob());
+    let mut fourth = line_client(node, &token).await;
+    assert_eq!(within("the end", third.receive()).await, None);
+    fourth.expect_nothing_else().await;
+    assert_eq!(node.clients(), 1);
+}
+
+#[tokio::test]
 async fn either_a_certificate_or_a_token_will_do() {
     let certs = Certs::with_token_key(1);
     let mut config = node_config(&certs, 0);
