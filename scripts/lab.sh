@@ -167,10 +167,12 @@ up() {
 #   start_trunkline PORT: two nodes, and a link between them
 start_trunkline() {
     local port="$1" log_a="$temp/trunkline-a-$1.log" log_b="$temp/trunkline-b-$1.log"
-    start "$ns_b" "$log_b" "$trunkline" node --tcp "$IP_B:$port" --certs "$temp/certs" "${flags[@]}"
+    # Nobody else is in these namespaces.
+    local open=(--insecure-open)
+    start "$ns_b" "$log_b" "$trunkline" node --tcp "$IP_B:$port" --certs "$temp/certs" "${open[@]}" "${flags[@]}"
     up "$log_b" "node up"
     start "$ns_a" "$log_a" "$trunkline" node --tcp "$IP_A:$port" --certs "$temp/certs" --peer "$IP_B:$port" \
-        "${flags[@]}"
+        "${open[@]}" "${flags[@]}"
     up "$log_a" "link up"
     up "$log_b" "link up"
     ports+=(--to-a "$IP_A:$port" --to-b "$IP_B:$port")

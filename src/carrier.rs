@@ -23,6 +23,7 @@ use crate::exchange::{Exchange, Incoming, Settled};
 use crate::message::Message;
 use crate::pace::Pace;
 use crate::turn::Turn;
+use crate::wire::client::Token;
 
 /// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are
 /// copied for it.
@@ -57,7 +58,7 @@ pub(crate) mod close {
     pub(crate) const SILENT: VarInt = VarInt::from_u32(4);
     /// There are as many connections as there may be.
     pub(crate) const BUSY: VarInt = VarInt::from_u32(5);
-    /// The certificate does not say what it must, or is no good any more.
+    /// The certificate or token does not say what it must, or is no good any more.
     pub(crate) const IDENTITY: VarInt = VarInt::from_u32(6);
     /// Another connection of the same client has its id now.
     pub(crate) const REPLACED: VarInt = VarInt::from_u32(7);
@@ -108,6 +109,10 @@ pub(crate) enum Frame {
     Pong(u64),
     /// The other side will say nothing more and waits for the connection to be closed.
     Goodbye,
+    /// A client shows a token.
+    Login(Token),
+    /// What came of that: accepted, or a code and a text.
+    Judged(Result<(), (String, String)>),
 }
 
 /// A message read from a stream.
@@ -154,6 +159,16 @@ pub(crate) trait Handler<T>: Sync {
 
     /// The other side has said goodbye; it will take what was sent, and wants the connection closed.
     fn goodbye(&self) {}
+
+    /// A frame of a login has come.
+    fn login(&self, _frame: Frame) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    /// What is to be said of logins; asked for after [`Exchange::wake_control`].
+    fn due_of_logins(&self) -> Vec<Frame> {
+        Vec::new()
+    }
 }
 
 /// How the carrier watches over the other side.
@@ -550,6 +565,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                     }
                     Frame::Pong(number) => self.heard.ponged(number),
                     Frame::Goodbye => self.handler.goodbye(),
+                    frame @ (Frame::Login(_) | Frame::Judged(_)) => self.handler.login(frame)?,
                 }
                 turn.item().await;
             }
@@ -590,6 +606,9 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 pings += 1;
                 self.heard.pinged(Instant::now(), pings);
                 self.codec.write_frame(&Frame::Ping(pings), &mut out);
+            }
+            for frame in self.handler.due_of_logins() {
+                self.codec.write_frame(&frame, &mut out);
             }
             if self.exchange.says_goodbye() {
                 self.codec.write_frame(&Frame::Goodbye, &mut out);

@@ -458,7 +458,7 @@ fn now() -> time::OffsetDateTime {
 }
 
 /// Writes a file that is not there yet: whole or not at all, and never with a wider mode than this.
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let temporary = write_beside(path, bytes, mode)?;
     // A link, as a rename would replace a file made meanwhile.
     let written = fs::hard_link(&temporary, path);

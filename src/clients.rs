@@ -1,20 +1,34 @@
 //! What the sessions of all clients share, whatever transport they come by.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::admission::{Full, Place, Places, Source};
-use crate::config::{ClientRule, Limits};
+use crate::config::{ClientRule, Limits, Rate};
 use crate::counters::{Counter, Counters};
+use crate::keyring::Keyring;
 use crate::message::{Message, Ticket};
 use crate::misses::Misses;
+use crate::network::{Network, may_connect};
+use crate::permission::{Login, Rates};
 use crate::phase::Follow;
 use crate::restraint::Restraint;
 use crate::router::{Blocked, Router};
 use crate::tls::credentials::Credentials;
+
+/// A login is refused this long after its token came, whatever is wrong with it: how long the judging took tells nothing,
+/// and who guesses has to wait. Judging takes a tenth of a millisecond.
+const REFUSED_AFTER: Duration = Duration::from_millis(100);
+
+/// What a client is told that shows the token of another client in the middle of its session.
+pub(crate) const OTHER_SUBJECT: &str = "the token is of another client; connect anew to be that one";
 
 /// What a session needs of its node.
 pub(crate) struct ClientContext {
@@ -23,6 +37,10 @@ pub(crate) struct ClientContext {
     pub(crate) cluster: String,
     /// What lets a client in.
     pub(crate) rule: ClientRule,
+    /// What tokens are judged by.
+    pub(crate) keyring: Arc<Keyring>,
+    /// Where legacy clients may come from beside this machine. `None`: from anywhere.
+    pub(crate) networks: Option<Vec<Network>>,
     pub(crate) limits: Limits,
     /// Owns the sessions' tasks.
     pub(crate) tracker: TaskTracker,
@@ -56,6 +74,48 @@ impl ClientContext {
         }
     }
 
+    /// Whether a legacy client may come from this address. Counts those who may not.
+    pub(crate) fn lets_in_from(&self, ip: IpAddr) -> bool {
+        let allowed = may_connect(ip, self.networks.as_deref());
+        if !allowed && let Some(count) = self.counters.bump_logged(Counter::RefusedNetwork) {
+            warn!(%ip, count, "closed a TCP connection from outside the networks of --tcp-allow");
+        }
+        allowed
+    }
+
+    /// Judges the token that a client shows, or has failed to show. Why it is refused, a client may be told.
+    pub(crate) async fn log_in(&self, token: Result<&str, &str>) -> Result<Login, String> {
+        let came = Instant::now();
+        let judged = match token {
+            _ if !self.rule.takes_tokens() => {
+                Err("this node takes no tokens: it does not run with --clients token; come without one".to_owned())
+            }
+            Ok(token) => self
+                .keyring
+                .judge(token)
+                .map_err(|error| format!("the token is refused: {error}")),
+            Err(text) => Err(text.to_owned()),
+        };
+        if judged.is_err() {
+            if let Some(count) = self.counters.bump_logged(Counter::RefusedTokens) {
+                warn!(count, "refused a login");
+            }
+            sleep_until(came + REFUSED_AFTER).await;
+        }
+        judged
+    }
+
+    /// What a client may send in a second: the less of what each may and what its token says.
+    pub(crate) fn rate(&self, login: Option<&Login>) -> Rate {
+        let own = self.limits.rate();
+        login.map_or(own, |login| {
+            let Rates { messages, bytes } = login.grant.rates;
+            // One that does not fit is over what any node passes on.
+            let bytes = bytes.and_then(|bytes| NonZeroU32::try_from(bytes).ok());
+            own.and(Rate { messages, bytes })
+        })
+    }
+
     /// Passes a message on; waits while the link it has to take is full.
     pub(crate) async fn route(&self, message: Message, ticket: Ticket) {
         let mut routed = self.router.route(message, ticket);
@@ -80,10 +140,9 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// What the client is held to.
-    pub(crate) fn restraint(&self, context: &ClientContext) -> Restraint {
-        let limits = &context.limits;
-        let (rate, largest) = (limits.rate(), limits.max_line());
+    /// What a client is held to that was let in by this token, if by one.
+    pub(crate) fn restraint(&self, context: &ClientContext, login: Option<&Login>) -> Restraint {
+        let (rate, largest) = (context.rate(login), context.limits.max_line());
         Restraint::new(self.source, rate, largest, &context.misses, &context.counters)
     }
 }

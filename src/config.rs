@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::address::{AddressError, HostPort, NodeName};
 use crate::delivery::Bounds;
 use crate::flow::Window;
+use crate::network::Network;
 use crate::pace::Pace;
 
 /// The port that clients know nodes by where none is given.
@@ -20,13 +21,16 @@ pub const LINK_PORT_OFFSET: u16 = 1000;
 /// How a node is set up.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where legacy clients connect, TCP. Port 0: any free one.
-    pub tcp: HostPort,
-    /// Where QUIC clients connect, UDP. `None`: the host and the port that `tcp` was bound to.
+    /// Where legacy clients connect, TCP. Port 0: any free one. `None`: nowhere.
+    pub tcp: Option<HostPort>,
+    /// Where legacy clients may come from, beside this machine. Empty: from nowhere else.
+    pub tcp_allow: Vec<Network>,
+    /// Where QUIC clients connect, UDP. `None`: the host and the port that `tcp` was bound to, or without it the default
+    /// of `tcp`.
     pub quic: Option<HostPort>,
     /// Where other nodes connect, UDP. `None`: the host of `quic` and its port + 1000.
     pub link: Option<HostPort>,
-    /// The node's name. `None`: the TCP address that was bound.
+    /// The node's name. `None`: the TCP address that was bound, or without one the QUIC address.
     pub advertise: Option<NodeName>,
     /// Nodes to link to. Nodes that dial this one need not be named.
     pub peers: Vec<Peer>,
@@ -34,7 +38,11 @@ pub struct Config {
     pub allowed_nodes: Vec<NodeName>,
     /// What lets a client in.
     pub clients: ClientRule,
-    /// Where the certificates are. They are looked at every second, and read again when they have changed.
+    /// The node may be reached from beyond this machine by clients that show nothing, and legacy clients may come from
+    /// anywhere unless `tcp_allow` says from where. Otherwise it does not start so.
+    pub insecure_open: bool,
+    /// Where the certificates and the keys of tokens are. They are looked at every second, and read again when they have
+    /// changed.
     pub certs: PathBuf,
     /// How long a shutdown may take before what is left is given up.
     pub grace: Duration,
@@ -47,19 +55,26 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            tcp: std::net::SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)).into(),
+            tcp: Some(default_listen()),
+            tcp_allow: Vec::new(),
             quic: None,
             link: None,
             advertise: None,
             peers: Vec::new(),
             allowed_nodes: Vec::new(),
             clients: ClientRule::default(),
+            insecure_open: false,
             certs: PathBuf::from("certs"),
             grace: Duration::from_secs(10),
             congestion: Congestion::default(),
             limits: Limits::default(),
         }
     }
+}
+
+/// Where clients connect where nothing is said.
+pub(crate) fn default_listen() -> HostPort {
+    std::net::SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)).into()
 }
 
 /// Another node to link to: `NAME[=LINK_HOST:PORT]`.
@@ -100,21 +115,21 @@ pub enum ClientRule {
     Open,
     /// A certificate of the client authority, which names the client's id. Only QUIC clients can show one.
     Certificate,
+    /// A token, which names the client's id and says what it may do.
+    Token,
+    /// Either of the two.
+    CertificateOrToken,
 }
 
 /// There is no rule of this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not one of open and certificate")]
+#[error("not one of open, certificate, token and certificate,token")]
 pub struct UnknownClientRule;
 
 impl ClientRule {
-    const ALL: [Self; 2] = [Self::Open, Self::Certificate];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Certificate => "certificate",
-        }
+    /// Whether a client may show a token.
+    pub(crate) fn takes_tokens(self) -> bool {
+        matches!(self, Self::Token | Self::CertificateOrToken)
     }
 }
 
@@ -122,14 +137,24 @@ impl FromStr for ClientRule {
     type Err = UnknownClientRule;
 
     fn from_str(text: &str) -> Result<Self, UnknownClientRule> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|one| one.name() == text).ok_or(UnknownClientRule)
+        match text {
+            "open" => Ok(Self::Open),
+            "certificate" => Ok(Self::Certificate),
+            "token" => Ok(Self::Token),
+            "certificate,token" | "token,certificate" => Ok(Self::CertificateOrToken),
+            _ => Err(UnknownClientRule),
+        }
     }
 }
 
 impl fmt::Display for ClientRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Certificate => "certificate",
+            Self::Token => "token",
+            Self::CertificateOrToken => "certificate,token",
+        })
     }
 }
 
@@ -259,6 +284,9 @@ pub struct Limits {
     /// written, a piece of up to 256 KiB or a QUIC client's message, has this time and its bytes at `min_rate` to get
     /// through. 30 s: a stopped laptop is no reason, a dead one is.
     pub stall: Duration,
+    /// How long a legacy client may take to show its token, where it has to. 10 s: programs need none of it, and a
+    /// person that pastes one has the time.
+    pub login: Duration,
 }
 
 /// The default burst of misses.
@@ -271,6 +299,17 @@ pub(crate) struct Rate {
     pub(crate) messages: Option<NonZeroU32>,
     /// Bytes of lines or bodies.
     pub(crate) bytes: Option<NonZeroU32>,
+}
+
+impl Rate {
+    /// Where both limit, the less of the two.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let less = |one: Option<NonZeroU32>, other: Option<NonZeroU32>| one.into_iter().chain(other).min();
+        Self {
+            messages: less(self.messages, other.messages),
+            bytes: less(self.bytes, other.bytes),
+        }
+    }
 }
 
 impl Default for Limits {
@@ -299,6 +338,7 @@ impl Default for Limits {
             link_wait: Duration::from_secs(90),
             resume_grace: Duration::from_secs(30),
             stall: Duration::from_secs(30),
+            login: Duration::from_secs(10),
         }
     }
 }
@@ -372,6 +412,24 @@ mod tests {
         }
         for text in ["", "a", "a:0", "a:65000", "a:1=", "a:1=b", "a:1=b:0"] {
             assert!(text.parse::<Peer>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_rule_has_a_name_and_no_other_rule_can_be_named() {
+        use ClientRule::{Certificate, CertificateOrToken, Open, Token};
+        for (text, rule) in [
+            ("open", Open),
+            ("certificate", Certificate),
+            ("token", Token),
+            ("certificate,token", CertificateOrToken),
+            ("token,certificate", CertificateOrToken),
+        ] {
+            assert_eq!(text.parse(), Ok(rule));
+            assert_eq!(rule.to_string().parse(), Ok(rule));
+        }
+        for text in ["", "Open", "open,token", "token,token", "certificate, token", "none"] {
+            assert_eq!(text.parse::<ClientRule>(), Err(UnknownClientRule), "{text}");
         }
     }
 

@@ -35,6 +35,14 @@ counters! {
     AcceptErrors = "accept-errors",
     /// Clients turned away because of `--max-clients`.
     RefusedClients = "refused-clients",
+    /// TCP connections closed, as they came from outside the networks of `--tcp-allow`.
+    RefusedNetwork = "refused-network",
+    /// TCP clients turned away because as many as may be were about to log in.
+    RefusedLogins = "refused-logins",
+    /// Logins refused: no token, or one that is not accepted.
+    RefusedTokens = "refused-tokens",
+    /// Messages refused because the sender's token does not allow them.
+    RefusedPermission = "refused-permission",
     /// Clients turned away because of `--max-per-source`.
     RefusedSource = "refused-source",
     /// TCP clients turned away because there are no file descriptors for more.
@@ -102,9 +110,19 @@ impl Counters {
 
     /// Counts one more.
     pub(crate) fn bump(&self, counter: Counter) {
-        if let Some(count) = self.0.get(counter as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count(counter);
+    }
+
+    /// Counts one more. Gives the number at the first, the second, the fourth and so on: what others can do as often as
+    /// they like is logged then, so that nobody can fill the log.
+    pub(crate) fn bump_logged(&self, counter: Counter) -> Option<u64> {
+        let count = self.count(counter);
+        count.is_power_of_two().then_some(count)
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        let count = self.0.get(counter as usize);
+        count.map_or(0, |count| count.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
     }
 
     /// What was counted so far, by name.

@@ -11,7 +11,7 @@
 //! | `address` `outcome` `message` | the words: names, ends of messages, a message on its way | yes |
 //! | `delivery` | the machine: order, no loss, no repeats | yes |
 //! | `wire` | every byte that is written or read | yes |
-//! | `flow` `ids` `registry` `backoff` `pace` `config` | limits of a sender, ids, who is here, waits, least progress, settings | yes |
+//! | `flow` `ids` `registry` `backoff` `pace` `network` `config` | limits of a sender, ids, who is here, waits, least progress, where from, settings | yes |
 //! | `counters` `admission` `misses` | what is counted of trouble; how many there may be; who guesses ids | yes |
 //! | `congestion` | how much may be in flight on a connection | yes |
 //! | `phase` `turn` | how far a node's shutdown has come; how much a task does at a time | no I/O |
@@ -19,6 +19,8 @@
 //! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
 //! | `descriptors` | the limit of open files | |
+//! | `permission` | what a client may do, the tokens that say so, and the files of their keys | but for the files |
+//! | `keyring` | those keys kept up to date, and who was let in by them | |
 //! | `carrier` | drives an exchange over a QUIC connection | |
 //! | `link` `router` | what is kept about another node, and its tasks; where a message goes | no I/O in the latter |
 //! | `clients` `tcp` `quic` | sessions of clients | |
@@ -45,13 +47,16 @@ mod endpoint;
 mod exchange;
 mod flow;
 mod ids;
+mod keyring;
 mod link;
 mod message;
 mod misses;
+mod network;
 mod node;
 mod outbox;
 pub mod outcome;
 mod pace;
+pub mod permission;
 mod phase;
 mod quic;
 mod registry;
@@ -66,5 +71,7 @@ pub use address::{Address, ClientId, HostPort, NodeName};
 pub use client::Client;
 pub use config::{ClientRule, Config, Congestion, Limits, Peer, UnknownClientRule, UnknownCongestion};
 pub use message::MESSAGE_OVERHEAD;
+pub use network::{Network, UnknownNetwork};
 pub use node::{Node, StartError};
 pub use outcome::{Code, Outcome};
+pub use permission::Pattern;

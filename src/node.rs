@@ -18,12 +18,14 @@ use crate::address::{HostPort, NodeName};
 use crate::admission::Places;
 use crate::carrier::close;
 use crate::clients::ClientContext;
-use crate::config::{ClientRule, Config, LINK_PORT_OFFSET, Limits};
+use crate::config::{ClientRule, Config, LINK_PORT_OFFSET, Limits, default_listen};
 use crate::counters::{Counters, changes};
+use crate::keyring::Keyring;
 use crate::link::listener::{ensure_link, listen};
 use crate::link::supervisor::LinkContext;
 use crate::message::settle_all;
 use crate::misses::Misses;
+use crate::network::is_loopback;
 use crate::outcome::Code;
 use crate::phase::{Follow, Lead, Phase, phases};
 use crate::router::Router;
@@ -46,7 +48,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Node {
     name: NodeName,
-    tcp: SocketAddr,
+    tcp: Option<SocketAddr>,
     quic: SocketAddr,
     link: SocketAddr,
     grace: Duration,
@@ -96,39 +98,53 @@ impl Node {
     /// When a port can't be bound, a certificate is missing or wrong, or the configuration makes no sense. Nothing is
     /// left running then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        check(&config.limits)?;
-        let tcp_listener = bind_tcp(&config.tcp).await?;
-        let tcp_addr = local(tcp_listener.local_addr(), "TCP", &config.tcp, "--tcp")?;
+        check(&config)?;
+        let tcp_listener = match &config.tcp {
+            Some(at) => {
+                let listener = bind_tcp(at, &config).await?;
+                let addr = local(listener.local_addr(), "TCP", at, "--tcp")?;
+                Some((listener, addr))
+            }
+            None => None,
+        };
+        let tcp_addr = tcp_listener.as_ref().map(|(_, addr)| *addr);
+        let at_quic = config.quic.clone().unwrap_or_else(|| {
+            let at = config.tcp.clone().unwrap_or_else(default_listen);
+            tcp_addr.map_or_else(|| at.clone(), |addr| at.with_port(addr.port()))
+        });
+        let quic_socket = bind_quic(&at_quic, &config).await?;
+        let quic_addr = local(quic_socket.local_addr(), "UDP", &at_quic, "--quic")?;
+        let known_by = tcp_addr.unwrap_or(quic_addr);
         let name = match config.advertise.clone() {
             Some(name) => name,
-            None if tcp_addr.ip().is_unspecified() => {
+            None if known_by.ip().is_unspecified() => {
                 let text = format!(
                     "nobody can reach a node by {}: say what its clients know it by with --advertise HOST:PORT",
-                    tcp_addr.ip()
+                    known_by.ip()
                 );
                 return Err(StartError::Config(text));
             }
-            None => tcp_addr.into(),
+            None => known_by.into(),
         };
         if let Some(peer) = config.peers.iter().find(|peer| peer.name == name) {
             let text = format!("--peer {} is this node itself: name others only", peer.name);
             return Err(StartError::Config(text));
         }
         let certificates = match config.clients {
-            ClientRule::Open => ClientCertificates::Unasked,
+            ClientRule::Open | ClientRule::Token => ClientCertificates::Unasked,
             ClientRule::Certificate => ClientCertificates::Required,
+            ClientRule::CertificateOrToken => ClientCertificates::Welcome,
         };
         let credentials = Credentials::load(&config.certs, &name, certificates)
             .map_err(|error| StartError::Certificates(error.to_string()))?;
         let tls = credentials.current();
+        let keyring = if config.clients.takes_tokens() {
+            Keyring::load(&config.certs, tls.cluster()).map_err(|error| StartError::Certificates(error.to_string()))?
+        } else {
+            Keyring::unused(&config.certs, tls.cluster())
+        };
         let allowed = allowed_nodes(&config);
 
-        let at_quic = config
-            .quic
-            .clone()
-            .unwrap_or_else(|| config.tcp.with_port(tcp_addr.port()));
-        let quic_socket = bind_udp(&at_quic, "--quic").await?;
-        let quic_addr = local(quic_socket.local_addr(), "UDP", &at_quic, "--quic")?;
         let at_link = match config.link.clone() {
             Some(link) => link,
             None => match quic_addr.port().checked_add(LINK_PORT_OFFSET) {
@@ -142,7 +158,7 @@ impl Node {
                 }
             },
         };
-        let link_socket = bind_udp(&at_link, "--link").await?;
+        let link_socket = bind_link(&at_link).await?;
         let link_addr = local(link_socket.local_addr(), "UDP", &at_link, "--link")?;
 
         let (lead, phase) = phases();
@@ -196,6 +212,8 @@ impl Node {
             credentials: Arc::clone(&credentials),
             cluster: tls.cluster().to_owned(),
             rule: config.clients,
+            keyring: Arc::clone(&keyring),
+            networks: (!config.insecure_open || !config.tcp_allow.is_empty()).then_some(config.tcp_allow),
             places: Places::new(limits.max_clients, limits.max_per_source),
             misses: Arc::new(Misses::new(limits.miss_rate, limits.miss_burst)),
             counters,
@@ -217,11 +235,17 @@ impl Node {
                 link_endpoint.set_server_config(Some(links));
             }
         };
+        if config.clients.takes_tokens() {
+            tracker.spawn(keyring.watch(phase.clone()));
+        }
         tracker.spawn(Arc::clone(&credentials).watch(phase, renew));
         tracker.spawn(listen(link_endpoint, Arc::clone(&links), tracker.clone()));
         tracker.spawn(quic::listen(quic_endpoint.clone(), Arc::clone(&clients)));
-        tracker.spawn(tcp::listen(tcp_listener, descriptors, Arc::clone(&clients)));
-        info!(%name, tcp = %tcp_addr, quic = %quic_addr, link = %link_addr, "node up");
+        if let Some((listener, _)) = tcp_listener {
+            tracker.spawn(tcp::listen(listener, descriptors, Arc::clone(&clients)));
+        }
+        let tcp = tcp_addr.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
+        info!(%name, %tcp, clients = %config.clients, quic = %quic_addr, link = %link_addr, "node up");
         Ok(Self {
             name,
             tcp: tcp_addr,
@@ -241,8 +265,8 @@ impl Node {
         &self.name
     }
 
-    /// Where legacy clients connect, TCP.
-    pub fn tcp_addr(&self) -> SocketAddr {
+    /// Where legacy clients connect, TCP; `None`: nowhere.
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
         self.tcp
     }
 
@@ -277,10 +301,11 @@ impl Node {
             .collect()
     }
 
-    /// Has the certificates read again at once; within a second or two that happens by itself. What is wrong with them is
+    /// Has the certificates and the keys of tokens read again at once; within a second or two that happens by itself. What is wrong with them is
     /// logged, and what was there stays in force then.
     pub fn reload(&self) {
         self.links.credentials.reload();
+        self.clients.keyring.reload();
     }
 
     /// Waits until the node can't go on: a socket of its has failed for good. To be answered by
@@ -368,7 +393,44 @@ fn allowed_nodes(config: &Config) -> Option<HashSet<NodeName>> {
     (!listed.is_empty()).then(|| listed.iter().chain(named).cloned().collect())
 }
 
-fn check(limits: &Limits) -> Result<(), StartError> {
+fn check(config: &Config) -> Result<(), StartError> {
+    check_limits(&config.limits)?;
+    let wrong = |text: &str| Err(StartError::Config(text.to_owned()));
+    match &config.tcp {
+        Some(_) if config.clients == ClientRule::Certificate => wrong(
+            "--clients certificate: a legacy client can't show a certificate; add --tcp off, or let them show tokens by \
+             --clients certificate,token",
+        ),
+        None if !config.tcp_allow.is_empty() => {
+            wrong("--tcp-allow says from where legacy clients may come, and --tcp off that none may: leave out one")
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What is wrong with listening at this address for legacy clients, if anything is.
+fn check_tcp(addr: SocketAddr, config: &Config) -> Result<(), StartError> {
+    if is_loopback(addr.ip()) || config.insecure_open || !config.tcp_allow.is_empty() {
+        return Ok(());
+    }
+    Err(StartError::Config(format!(
+        "--tcp {addr} can be reached from other machines, and what legacy clients send is not encrypted: say from where \
+         they may come with --tcp-allow NETWORK, or add --tcp off; or --insecure-open, to let them come from anywhere"
+    )))
+}
+
+/// The same for QUIC clients.
+fn check_quic(addr: SocketAddr, config: &Config) -> Result<(), StartError> {
+    if is_loopback(addr.ip()) || config.insecure_open || config.clients != ClientRule::Open {
+        return Ok(());
+    }
+    Err(StartError::Config(format!(
+        "--quic {addr} can be reached from other machines, and --clients open lets in whoever comes: add --clients \
+         certificate or --clients token, or keep --quic on 127.0.0.1; or add --insecure-open, to let in whoever comes"
+    )))
+}
+
+fn check_limits(limits: &Limits) -> Result<(), StartError> {
     let legal = Limits::LEAST_MAX_MESSAGE..=Limits::MOST_MAX_MESSAGE;
     if !legal.contains(&limits.max_message) {
         return Err(StartError::Config(format!(
@@ -410,6 +472,10 @@ fn check_times(limits: &Limits) -> Result<(), StartError> {
             let text = format!("{flag} is 0: each client would be disconnected at once");
             Err(StartError::Config(text))
         }
+        None if limits.login.is_zero() => {
+            let text = "--login is 0: nobody could log in".to_owned();
+            Err(StartError::Config(text))
+        }
         None => Ok(()),
     }
 }
@@ -444,8 +510,9 @@ async fn resolve(at: &HostPort, proto: &'static str, flag: &'static str) -> Resu
     Ok(addrs)
 }
 
-async fn bind_tcp(at: &HostPort) -> Result<TcpListener, StartError> {
+async fn bind_tcp(at: &HostPort, config: &Config) -> Result<TcpListener, StartError> {
     let addrs = resolve(at, "TCP", "--tcp").await?;
+    addrs.iter().try_for_each(|addr| check_tcp(*addr, config))?;
     TcpListener::bind(addrs.as_slice())
         .await
         .map_err(|source| StartError::Bind {
@@ -456,9 +523,20 @@ async fn bind_tcp(at: &HostPort) -> Result<TcpListener, StartError> {
         })
 }
 
-async fn bind_udp(at: &HostPort, flag: &'static str) -> Result<std::net::UdpSocket, StartError> {
+async fn bind_quic(at: &HostPort, config: &Config) -> Result<std::net::UdpSocket, StartError> {
+    let addrs = resolve(at, "UDP", "--quic").await?;
+    addrs.iter().try_for_each(|addr| check_quic(*addr, config))?;
+    bind_udp(at, "--quic", addrs)
+}
+
+async fn bind_link(at: &HostPort) -> Result<std::net::UdpSocket, StartError> {
+    bind_udp(at, "--link", resolve(at, "UDP", "--link").await?)
+}
+
+/// Binds the first of these addresses that can be bound.
+fn bind_udp(at: &HostPort, flag: &'static str, addrs: Vec<SocketAddr>) -> Result<std::net::UdpSocket, StartError> {
     let mut failure = std::io::Error::other("the host has no address");
-    for addr in resolve(at, "UDP", flag).await? {
+    for addr in addrs {
         match endpoint::bind_udp(addr) {
             Ok(socket) => return Ok(socket),
             Err(error) => failure = error,

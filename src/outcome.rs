@@ -30,7 +30,7 @@ pub enum Code {
     RecipientGone,
     /// The recipient's queue is full.
     RecipientFull,
-    /// The sender may not do this.
+    /// The sender may not do this, or the recipient may not receive.
     NotAllowed,
     /// The sender sends more than it may.
     RateLimited,
@@ -121,7 +121,7 @@ impl Code {
                 "not one JSON object of text values in UTF-8; send {\"to\":ADDRESS,\"body\":TEXT,\"cmd\":\"sendMsg\"}"
             }
             Self::BadAddress => "`to` is not HOST:PORT:ID; use an address as the recipient's node gave it",
-            Self::UnknownCmd => "`cmd` is none of sendMsg, hello",
+            Self::UnknownCmd => "`cmd` is none of sendMsg, hello, login",
             Self::TooLarge => "over this node's size limit; send less at a time",
             Self::NoSuchNode => "this node has no link to that node; check the address, or name the node with --peer",
             Self::NoSuchClient => "no client has that id there now; ask the recipient for its address",
@@ -129,7 +129,7 @@ impl Code {
             Self::NodeRestarted => "the recipient's node started anew; ask the recipient for its new address",
             Self::RecipientGone => "the recipient left before the message was written to it",
             Self::RecipientFull => "the recipient's queue is full; try again more slowly",
-            Self::NotAllowed => "you may not do this",
+            Self::NotAllowed => "your token does not allow this, or the recipient's does not let it receive",
             Self::RateLimited => "you send more than you may; slow down",
             Self::ShuttingDown => "the node is shutting down; connect again, or to another node",
             Self::UnsupportedVersion => "this version of the protocol is not spoken here; update the older side",

@@ -11,7 +11,7 @@ use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::sleep;
 
 use crate::address::Address;
@@ -81,7 +81,9 @@ fn take(limiter: Option<&Limiter>, cells: NonZeroU32) -> Result<(), Duration> {
 #[derive(Debug)]
 pub(crate) struct Restraint {
     source: Source,
-    meter: Meter,
+    meter: RwLock<(Rate, Meter)>,
+    /// The largest message, in bytes.
+    largest: usize,
     misses: Arc<Misses>,
     guesses: Mutex<Guesses>,
     /// What `guesses` says, readable without its lock: most clients are none.
@@ -102,7 +104,8 @@ impl Restraint {
     ) -> Self {
         Self {
             source,
-            meter: Meter::new(rate, largest),
+            meter: RwLock::new((rate, Meter::new(rate, largest))),
+            largest,
             misses: Arc::clone(misses),
             guesses: Mutex::default(),
             suspect: AtomicBool::new(true),
@@ -113,7 +116,7 @@ impl Restraint {
 
     /// Whether the client's next message, of so many bytes, may be followed now; then it is counted.
     pub(crate) fn passes(&self, bytes: usize) -> bool {
-        self.owes().is_none() && self.meter.take(bytes).is_ok()
+        self.owes().is_none() && self.take(bytes).is_ok()
     }
 
     /// Waits until the client's next message, of so many bytes, may be followed, and counts it. Once the node shuts down
@@ -126,11 +129,23 @@ impl Restraint {
             }
         }
         let mut counter = Some(Counter::HeldRate);
-        while let Err(wait) = self.meter.take(bytes) {
+        while let Err(wait) = self.take(bytes) {
             if !self.wait(wait, &mut counter, phase).await {
                 return;
             }
         }
+    }
+
+    /// From now on the client may send at this rate. Where that is no other, what it has used of it stays used.
+    pub(crate) fn renew(&self, rate: Rate) {
+        let mut meter = self.meter.write();
+        if meter.0 != rate {
+            *meter = (rate, Meter::new(rate, self.largest));
+        }
+    }
+
+    fn take(&self, bytes: usize) -> Result<(), Duration> {
+        self.meter.read().1.take(bytes)
     }
 
     /// Counts the hold, if it is the first wait of one. Says whether it goes on.

@@ -19,14 +19,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::address::Address;
-use crate::clients::{Admission, ClientContext, FULL};
-use crate::config::{ClientRule, Limits};
+use crate::clients::{Admission, ClientContext, FULL, OTHER_SUBJECT};
+use crate::config::Limits;
 use crate::counters::{Counter, Counters};
 use crate::flow::Flow;
+use crate::keyring::Permit;
 use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
 use crate::outcome::{Code, Outcome};
 use crate::pace::Pace;
+use crate::permission::{Login, MAX_TOKEN};
 use crate::phase::Phase;
 use crate::restraint::Restraint;
 use crate::turn::Turn;
@@ -51,10 +53,23 @@ const LINGER_BYTES: usize = 64 << 20;
 /// How many clients for which there is no place may be told so at once; more are closed without a word.
 pub(crate) const TURNED_AWAY: usize = 64;
 
+/// How many clients may be about to log in at once; more are closed without a word.
+const LOGINS: usize = 1024;
+
+/// How long a line with a token may be, in bytes: every byte of the token may be written as an escape.
+const MAX_LOGIN_LINE: usize = 6 * MAX_TOKEN + 1024;
+
+/// How long what has a client's id may take to make room for it.
+const REGISTERED: Duration = Duration::from_secs(5);
+
+/// What a client is told whose token holds no more.
+const OVER: &str = "your token has expired or is not accepted any more; connect again with a new one";
+
 /// Accepts legacy clients until the node stops, as many at once as there are `descriptors` for.
 pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: Arc<ClientContext>) {
     let turned_away = Arc::new(Semaphore::new(TURNED_AWAY));
     let descriptors = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
+    let logins = Arc::new(Semaphore::new(LOGINS));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -62,13 +77,24 @@ pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: A
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, remote)) => {
+            Ok((_, remote)) if !context.lets_in_from(remote.ip()) => {}
+            Ok((mut socket, remote)) => {
+                let (context, turned_away) = (Arc::clone(&context), Arc::clone(&turned_away));
                 // Decided here, before the next is accepted: who is refused does not take up a descriptor meanwhile.
-                match admit(remote, &descriptors, &context) {
-                    Ok(places) => {
-                        let context = Arc::clone(&context);
+                match admit(remote, &descriptors, &logins, &context) {
+                    Ok((places, login)) => {
                         context.tracker.clone().spawn(async move {
-                            serve(socket, &context, &places.0).await;
+                            match come_in(&mut socket, login, &context).await {
+                                Ok((lines, login)) => serve(socket, lines, login, &context, &places.0).await,
+                                // Its places are its own until it is gone.
+                                Err(Some((code, text))) => {
+                                    debug!(%remote, "turned away: {text}");
+                                    if let Ok(_place) = turned_away.try_acquire() {
+                                        turn_away(socket, code, &text).await;
+                                    }
+                                }
+                                Err(None) => {}
+                            }
                             drop(places);
                         });
                     }
@@ -100,23 +126,92 @@ pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: A
     }
 }
 
-/// What a client needs to be let in: a place among them, and a descriptor. Else what it is told.
+/// What a client needs to be let in: a place among them, and a descriptor; and one among those that are to log in, if it has
+/// to. Else what it is told.
+type Places = ((Admission, OwnedSemaphorePermit), Option<OwnedSemaphorePermit>);
+
 fn admit(
     remote: SocketAddr,
     descriptors: &Arc<Semaphore>,
+    logins: &Arc<Semaphore>,
     context: &ClientContext,
-) -> Result<(Admission, OwnedSemaphorePermit), (Code, &'static str)> {
-    if context.rule == ClientRule::Certificate {
-        let text = "this node asks for a certificate, which can't be shown over TCP; connect by QUIC";
-        return Err((Code::NotAllowed, text));
-    }
+) -> Result<Places, (Code, &'static str)> {
     let Ok(descriptor) = Arc::clone(descriptors).try_acquire_owned() else {
         context.counters.bump(Counter::RefusedDescriptors);
         return Err((Code::RateLimited, FULL));
     };
+    let login = match context.rule.takes_tokens() {
+        true => match Arc::clone(logins).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) => {
+                context.counters.bump(Counter::RefusedLogins);
+                return Err((Code::RateLimited, FULL));
+            }
+        },
+        false => None,
+    };
     match context.admit(remote.ip()) {
-        Ok(admission) => Ok((admission, descriptor)),
+        Ok(admission) => Ok(((admission, descriptor), login)),
         Err(text) => Err((Code::RateLimited, text)),
+    }
+}
+
+/// What a client is told that begins with anything but its token.
+const LOG_IN: &str = "this node asks for a token; say {\"cmd\":\"login\",\"token\":TOKEN} first, on one line";
+
+/// What a client is told that is not let in; `None` if it has gone.
+type Refusal = Option<(Code, String)>;
+
+/// Has a client log in, if it has to. Gives what it wrote behind that as well.
+async fn come_in(
+    socket: &mut TcpStream,
+    login: Option<OwnedSemaphorePermit>,
+    context: &ClientContext,
+) -> Result<(Lines, Option<Login>), Refusal> {
+    let mut lines = Lines::new(context.limits.max_line());
+    let Some(_place) = login else {
+        return Ok((lines, None));
+    };
+    let mut first = Lines::new(MAX_LOGIN_LINE);
+    let token = tokio::select! {
+        biased;
+        () = context.phase.reached(Phase::Draining) => {
+            return Err(Some((Code::ShuttingDown, Code::ShuttingDown.advice().to_owned())));
+        }
+        token = timeout(context.limits.login, first_token(socket, &mut first)) => match token {
+            Ok(token) => token?,
+            Err(_) => Err("no token came in time; connect again and log in"),
+        },
+    };
+    let judged = match &token {
+        Ok(token) => context.log_in(Ok(token)).await,
+        Err(text) => context.log_in(Err(text)).await,
+    };
+    let login = judged.map_err(|text| Some((Code::NotAllowed, text)))?;
+    lines.buffer().extend_from_slice(first.pending());
+    Ok((lines, Some(login)))
+}
+
+/// The token on the first line; in the inner place: what to say of another line.
+async fn first_token(socket: &mut TcpStream, lines: &mut Lines) -> Result<Result<String, &'static str>, Refusal> {
+    loop {
+        match socket.read_buf(lines.buffer()).await {
+            Ok(0) | Err(_) => return Err(None),
+            Ok(_) => {}
+        }
+        if let Some(text) = line::stranger(lines.pending()) {
+            return Err(Some((Code::BadJson, text.to_owned())));
+        }
+        match lines.next_line() {
+            Ok(Some(line)) => {
+                return Ok(match line::parse(line) {
+                    Ok(Request::Login { token, .. }) => Ok(token.into_owned()),
+                    Ok(Request::Send { .. } | Request::Hello { .. }) | Err(_) => Err(LOG_IN),
+                });
+            }
+            Ok(None) => {}
+            Err(_) => return Ok(Err(LOG_IN)),
+        }
     }
 }
 
@@ -161,6 +256,7 @@ struct LineSession {
     ended: Notify,
     /// Another connection is to have its id.
     replaced: CancellationToken,
+    permit: Permit,
     this: Weak<Self>,
 }
 
@@ -175,17 +271,29 @@ enum Stop {
     Draining,
     /// Another connection has its id.
     Replaced,
+    /// What it has shown holds no more.
+    Over,
     /// The connection broke.
     Broken,
 }
 
-async fn serve(mut socket: TcpStream, context: &ClientContext, admission: &Admission) {
+/// Serves a client that has logged in, or need not. What it wrote behind that stands in `lines`.
+async fn serve(
+    mut socket: TcpStream,
+    lines: Lines,
+    login: Option<Login>,
+    context: &ClientContext,
+    admission: &Admission,
+) {
     // Small lines are to leave at once; batching is done here, not by the kernel.
     let _ = socket.set_nodelay(true);
     let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6);
     let _ = SockRef::from(&socket).set_tcp_keepalive(&keep_alive);
     let registry = context.router.registry();
-    let id = registry.fresh_id();
+    let id = match &login {
+        Some(login) => login.subject.clone(),
+        None => registry.fresh_id(),
+    };
     let session = Arc::new_cyclic(|this| LineSession {
         address: Address {
             node: context.router.name().clone(),
@@ -193,25 +301,31 @@ async fn serve(mut socket: TcpStream, context: &ClientContext, admission: &Admis
         },
         outbox: Outbox::new(context.limits.outbox_bytes),
         flow: Mutex::new(Flow::new(context.limits.window())),
-        restraint: admission.restraint(context),
+        restraint: admission.restraint(context, login.as_ref()),
         ended: Notify::new(),
         replaced: CancellationToken::new(),
+        permit: context.keyring.permit(login.as_ref()),
         this: this.clone(),
     });
     session
         .outbox
         .push_notice(|out, _| line::write_greeting(out, &session.address));
-    let registration = registry.register(id, Arc::<LineSession>::clone(&session)).await;
+    let registering = registry.register(id, Arc::<LineSession>::clone(&session));
+    let Ok(registration) = timeout(REGISTERED, registering).await else {
+        // What has the id ends at once when it is told to.
+        debug!(client = %session.address, "turned away: its id does not become free");
+        return;
+    };
 
     let stop = tokio::select! {
-        stop = session.converse(&mut socket, context) => stop,
+        stop = session.converse(&mut socket, lines, context) => stop,
         never = session.give_up(context) => never,
         () = session.replaced.cancelled() => Ok(Stop::Replaced),
     };
     drop(registration);
     settle_all(session.outbox.close());
     match stop {
-        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced) => linger(&mut socket).await,
+        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced | Stop::Over) => linger(&mut socket).await,
         Ok(Stop::Eof | Stop::Broken) => {}
         Err(error) => debug!(client = %session.address, "gone: {error}"),
     }
@@ -228,12 +342,12 @@ impl LineSession {
     }
 
     /// Reads and writes until one side has had enough. An error is one of writing.
-    async fn converse(&self, socket: &mut TcpStream, context: &ClientContext) -> io::Result<Stop> {
+    async fn converse(&self, socket: &mut TcpStream, lines: Lines, context: &ClientContext) -> io::Result<Stop> {
         let (reader, writer) = socket.split();
         let writing = write(writer, &self.outbox, &context.limits, &context.counters);
         tokio::pin!(writing);
         let reading = async {
-            let stop = self.read(reader, context).await;
+            let stop = self.read(reader, lines, context).await;
             if stop != Stop::Broken {
                 self.all_ended().await;
                 self.outbox.finish();
@@ -245,23 +359,36 @@ impl LineSession {
             written = &mut writing => return written.map(|()| Stop::Broken),
             stop = reading => stop,
             () = context.phase.reached(Phase::Closing) => return Ok(Stop::Draining),
+            () = self.permit.over() => {
+                debug!(client = %self.address, "gone: its token is over");
+                self.error(Code::NotAllowed, OVER);
+                self.outbox.finish();
+                // Told or not, it has to go.
+                let _ = timeout(LINGER, &mut writing).await;
+                return Ok(Stop::Over);
+            }
         };
         if stop != Stop::Broken {
             tokio::select! {
                 written = &mut writing => written?,
                 () = context.phase.reached(Phase::Closing) => {}
+                () = self.permit.over() => return Ok(Stop::Over),
             }
         }
         Ok(stop)
     }
 
     /// Reads and follows the client's lines until there are no more or there may be no more.
-    async fn read(&self, reader: ReadHalf<'_>, context: &ClientContext) -> Stop {
-        let mut lines = Lines::new(context.limits.max_line());
+    async fn read(&self, reader: ReadHalf<'_>, mut lines: Lines, context: &ClientContext) -> Stop {
         let mut turn = Turn::new();
-        let mut first = true;
+        // Who has logged in is none.
+        let mut first = !context.rule.takes_tokens();
         let mut deadline = Deadline::new(&context.limits);
         let mut idle = pin!(self.restraint.idle(context.limits.idle));
+        // What came with the login.
+        if let Err(stop) = self.follow_all(&mut lines, &mut turn, &mut deadline, context).await {
+            return stop;
+        }
         loop {
             // Nothing is kept for a client that says nothing.
             lines.release();
@@ -300,27 +427,9 @@ impl LineSession {
                 }
                 first = lines.pending().len() < STRANGER_BYTES;
             }
-            loop {
-                match lines.next_line() {
-                    Ok(Some(line)) => {
-                        deadline.line_ended();
-                        self.restraint.busy();
-                        if !self.restraint.passes(line.len()) {
-                            self.restraint.hold(line.len(), &context.phase).await;
-                        }
-                        self.follow(line, context).await;
-                        // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
-                        self.outbox.notices_below(NOTICES).await;
-                        turn.item().await;
-                    }
-                    Ok(None) => break,
-                    Err(too_long) => {
-                        context.counters.bump(Counter::EndedLongLine);
-                        self.error(Code::TooLarge, &too_long.to_string());
-                        return Stop::Unfollowable;
-                    }
-                }
-                first = false;
+            match self.follow_all(&mut lines, &mut turn, &mut deadline, context).await {
+                Ok(any) => first &= !any,
+                Err(stop) => return stop,
             }
         }
         if let Some(line) = lines.take_rest() {
@@ -328,6 +437,39 @@ impl LineSession {
             self.follow(line, context).await;
         }
         Stop::Eof
+    }
+
+    /// Does what all whole lines say. Gives whether there were any.
+    async fn follow_all(
+        &self,
+        lines: &mut Lines,
+        turn: &mut Turn,
+        deadline: &mut Deadline,
+        context: &ClientContext,
+    ) -> Result<bool, Stop> {
+        let mut any = false;
+        loop {
+            match lines.next_line() {
+                Ok(Some(line)) => {
+                    deadline.line_ended();
+                    self.restraint.busy();
+                    if !self.restraint.passes(line.len()) {
+                        self.restraint.hold(line.len(), &context.phase).await;
+                    }
+                    self.follow(line, context).await;
+                    // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
+                    self.outbox.notices_below(NOTICES).await;
+                    turn.item().await;
+                }
+                Ok(None) => return Ok(any),
+                Err(too_long) => {
+                    context.counters.bump(Counter::EndedLongLine);
+                    self.error(Code::TooLarge, &too_long.to_string());
+                    return Err(Stop::Unfollowable);
+                }
+            }
+            any = true;
+        }
     }
 
     /// Does what one line says. Waits while the client has as much under way as it may.
@@ -354,6 +496,13 @@ impl LineSession {
                 }
             }
             Ok(Request::Hello { format }) => self.outbox.set_format(format),
+            Ok(Request::Login { token, id }) => {
+                let reply = id.map(|id| SmolStr::new(&id));
+                match self.log_in_again(&token, context).await {
+                    Ok(()) => self.answer(reply, Outcome::Delivered, None),
+                    Err(text) => self.answer(reply, Outcome::Refused(Code::NotAllowed), Some(&text)),
+                }
+            }
             Err(rejected) => {
                 let reply = rejected.id.map(|id| SmolStr::new(&id));
                 self.answer(reply, Outcome::Refused(rejected.code), Some(&rejected.text));
@@ -361,7 +510,22 @@ impl LineSession {
         }
     }
 
+    /// Shows another token: if it is of the same client, that holds from now on.
+    async fn log_in_again(&self, token: &str, context: &ClientContext) -> Result<(), String> {
+        let login = context.log_in(Ok(token)).await?;
+        if login.subject != self.address.id {
+            return Err(OTHER_SUBJECT.to_owned());
+        }
+        self.permit.renew(Some(&login));
+        self.restraint.renew(context.rate(Some(&login)));
+        Ok(())
+    }
+
     async fn send(&self, to: Address, body: Bytes, reply: Reply, context: &ClientContext) {
+        if !self.permit.may_send(&to) {
+            context.counters.bump(Counter::RefusedPermission);
+            return self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
+        }
         let message = Message {
             from: self.address.clone(),
             to,
@@ -441,6 +605,9 @@ impl Settle for LineSession {
 
 impl Recipient for LineSession {
     fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        if !self.permit.may_receive() {
+            return Err((ticket, Code::NotAllowed));
+        }
         self.restraint.busy();
         self.outbox.push(&message, ticket)
     }

@@ -6,12 +6,16 @@ mod listen;
 mod node;
 mod send;
 mod terminal;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
+use trunkline::address::ClientId;
+use trunkline::client::Options;
 use trunkline::{Client, NodeName};
 
 /// The exit code for bad arguments or configuration (`EX_USAGE` of sysexits.h).
@@ -51,6 +55,8 @@ enum Command {
     Node(Box<node::NodeArgs>),
     /// Make certificates
     Certs(certs::CertsArgs),
+    /// Make tokens
+    Token(Box<token::TokenArgs>),
     /// Talk to others: a line typed is a message sent
     Chat(chat::ChatArgs),
     /// Send one message and wait for its receipt
@@ -69,11 +75,52 @@ struct ClientArgs {
     /// Where node-ca.pem is, which the node's certificate must be signed by
     #[arg(long, value_name = "DIR", default_value = "certs")]
     certs: PathBuf,
+
+    /// Show the certificate client-NAME.pem from there, and be NAME
+    #[arg(long, value_name = "NAME")]
+    name: Option<ClientId>,
+
+    /// Show the token in this file, or with - on the first line of stdin [env: TRUNKLINE_TOKEN, the token itself]
+    #[arg(long, value_name = "FILE|-")]
+    token: Option<PathBuf>,
 }
 
+/// Where a token comes from if no file is named. Not an argument: those can be seen by all users of the machine.
+const TOKEN_VARIABLE: &str = "TRUNKLINE_TOKEN";
+
 impl ClientArgs {
+    /// What the client shows of itself. Reads stdin, if that is where the token is.
+    fn options(&self) -> anyhow::Result<Options> {
+        let token = match &self.token {
+            Some(path) if path.as_os_str() == "-" => {
+                let mut line = String::new();
+                std::io::stdin()
+                    .read_line(&mut line)
+                    .context("can't read a token from stdin")?;
+                Some(line)
+            }
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                Some(text.with_context(|| format!("can't read the token in {}", path.display()))?)
+            }
+            None => std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty()),
+        };
+        let mut options = Options::new();
+        if let Some(name) = &self.name {
+            options = options.name(name.clone());
+        }
+        if let Some(token) = token {
+            options = options.token(&token);
+        }
+        Ok(options)
+    }
+
     async fn connect(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.node, &self.certs).await?)
+        self.connect_with(self.options()?).await
+    }
+
+    async fn connect_with(&self, options: Options) -> anyhow::Result<Client> {
+        Ok(Client::connect_with(&self.node, &self.certs, options).await?)
     }
 }
 
@@ -109,6 +156,7 @@ pub(crate) fn run() -> ExitCode {
     let done = match cli.command {
         Command::Node(args) => node::run(*args),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Token(args) => token::run(*args),
         Command::Chat(args) => in_runtime(chat::run(args)),
         Command::Send(args) => in_runtime(send::run(args)),
         Command::Listen(args) => in_runtime(listen::run(args)),

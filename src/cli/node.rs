@@ -3,11 +3,13 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use trunkline::{ClientRule, Config, Congestion, HostPort, Limits, Node, NodeName, Peer, StartError};
+use trunkline::address::AddressError;
+use trunkline::{ClientRule, Config, Congestion, HostPort, Limits, Network, Node, NodeName, Peer, StartError};
 
 use super::{EXIT_UNAVAILABLE, EXIT_USAGE};
 
@@ -17,11 +19,15 @@ use super::{EXIT_UNAVAILABLE, EXIT_USAGE};
 /// once. On SIGHUP it reads its certificates again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct NodeArgs {
-    /// Where legacy clients connect (TCP); port 0 takes any free one
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1215")]
-    tcp: HostPort,
+    /// Where legacy clients connect (TCP), or off; port 0 takes any free one
+    #[arg(long, value_name = "HOST:PORT|off", default_value = "127.0.0.1:1215")]
+    tcp: Listen,
 
-    /// Where QUIC clients connect (UDP) [default: the host and port of --tcp]
+    /// A network that legacy clients may come from, beside this machine; may be given several times
+    #[arg(long, value_name = "NETWORK")]
+    tcp_allow: Vec<Network>,
+
+    /// Where QUIC clients connect (UDP) [default: the host and port of --tcp, or with that off 127.0.0.1:1215]
     #[arg(long, value_name = "HOST:PORT")]
     quic: Option<HostPort>,
 
@@ -29,7 +35,8 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     link: Option<HostPort>,
 
-    /// The node's name, as its certificate holds it and its clients know it [default: the bound TCP address]
+    /// The node's name, as its certificate holds it and its clients know it [default: the bound TCP address, or
+    /// with --tcp off the QUIC address]
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<NodeName>,
 
@@ -43,11 +50,16 @@ pub(crate) struct NodeArgs {
     #[arg(long = "allow-node", value_name = "NAME")]
     allowed_nodes: Vec<NodeName>,
 
-    /// What lets a client in: open (whoever comes), or certificate (of the client authority; by QUIC alone)
+    /// What lets a client in: open (whoever comes), certificate (of the client authority; by QUIC alone), token, or
+    /// certificate,token (either of the two)
     #[arg(long, value_name = "RULE", default_value_t)]
     clients: ClientRule,
 
-    /// Where the certificates are; read again when they change, or on SIGHUP
+    /// Let in whoever reaches the ports of clients, also from other machines
+    #[arg(long)]
+    insecure_open: bool,
+
+    /// Where the certificates and the keys of tokens are; read again when they change, or on SIGHUP
     #[arg(long, value_name = "DIR", default_value = "certs")]
     certs: PathBuf,
 
@@ -166,6 +178,25 @@ struct LimitArgs {
     /// how long it may take for a piece
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     stall: Duration,
+
+    /// How long a legacy client may take to show its token, where it has to, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    login: Duration,
+}
+
+/// Where to listen, or that nowhere.
+#[derive(Debug, Clone)]
+struct Listen(Option<HostPort>);
+
+impl FromStr for Listen {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        Ok(Self(match text {
+            "off" => None,
+            at => Some(at.parse()?),
+        }))
+    }
 }
 
 /// Seconds, with a fraction if need be; at most a year, so that no sum of times overflows.
@@ -180,13 +211,15 @@ fn seconds(text: &str) -> Result<Duration, String> {
 impl From<NodeArgs> for Config {
     fn from(args: NodeArgs) -> Self {
         Self {
-            tcp: args.tcp,
+            tcp: args.tcp.0,
+            tcp_allow: args.tcp_allow,
             quic: args.quic,
             link: args.link,
             advertise: args.advertise,
             peers: args.peers,
             allowed_nodes: args.allowed_nodes,
             clients: args.clients,
+            insecure_open: args.insecure_open,
             certs: args.certs,
             grace: args.grace,
             congestion: args.congestion,
@@ -214,6 +247,7 @@ impl From<NodeArgs> for Config {
                 link_wait: args.limits.link_wait,
                 resume_grace: args.limits.resume_grace,
                 stall: args.limits.stall,
+                login: args.limits.login,
             },
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct SendArgs {
 }
 
 pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
+    // Before the body, which may come by stdin too.
+    let options = args.client.options()?;
     let body = if args.body == "-" {
         let mut body = Vec::new();
         std::io::stdin().read_to_end(&mut body).context("can't read stdin")?;
@@ -36,7 +38,7 @@ pub(crate) async fn run(args: SendArgs) -> anyhow::Result<ExitCode> {
     } else {
         args.body.into_bytes()
     };
-    let client = args.client.connect().await?;
+    let client = args.client.connect_with(options).await?;
     let receipt = client.send_with_receipt(&args.to, body).await?;
     let outcome = receipt.await;
     client.close().await;

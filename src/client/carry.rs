@@ -46,8 +46,13 @@ pub(super) async fn carry(
         }
         let handler = ClientHandler {
             shared: &shared,
+            way: &way,
             connection: &connection,
         };
+        // What was said of it on an earlier connection may not have come.
+        if let Some(renewal) = shared.renewal.lock().as_mut() {
+            renewal.said = false;
+        }
         let heard = Heard::now();
         let carrier = Carrier {
             connection: &connection,
@@ -87,12 +92,14 @@ pub(super) async fn carry(
     }
     shared.closed.store(true, Ordering::SeqCst);
     shared.end(shared.exchange.give_up(Code::NodeUnreachable));
+    shared.renewal.lock().take();
     shared.events.lock().take();
 }
 
 /// Passes on what comes from the node.
 struct ClientHandler<'a> {
     shared: &'a Shared,
+    way: &'a Way,
     connection: &'a Connection,
 }
 
@@ -122,6 +129,29 @@ impl Handler<usize> for ClientHandler<'_> {
 
     fn goodbye(&self) {
         self.connection.close(close::DONE, b"goodbye");
+    }
+
+    fn login(&self, frame: Frame) -> Result<(), Malformed> {
+        if let Frame::Judged(judged) = frame
+            && let Some(renewal) = self.shared.renewal.lock().take()
+        {
+            if judged.is_ok() {
+                *self.way.token.lock() = Some(renewal.token);
+            }
+            // Fails when nobody waits for it any more.
+            let _ = renewal.answer.send(judged);
+        }
+        Ok(())
+    }
+
+    fn due_of_logins(&self) -> Vec<Frame> {
+        let mut renewal = self.shared.renewal.lock();
+        let unsaid = renewal.as_mut().filter(|renewal| !renewal.said);
+        let said = unsaid.map(|renewal| {
+            renewal.said = true;
+            Frame::Login(renewal.token.clone())
+        });
+        said.into_iter().collect()
     }
 }
 
@@ -168,8 +198,12 @@ impl Codec for ClientCodec {
                 wire::write_line(out, &FromClient::Confirm((*confirm).into()));
             }
             Frame::Goodbye => wire::write_line(out, &FromClient::Goodbye),
+            Frame::Login(token) => wire::write_line(out, &FromClient::Login { token: token.clone() }),
             // Said by the greeting, or not said on this kind of connection.
-            Frame::Control(Control::Sync(_) | Control::Confirm(_)) | Frame::Ping(_) | Frame::Pong(_) => {}
+            Frame::Control(Control::Sync(_) | Control::Confirm(_))
+            | Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::Judged(_) => {}
         }
     }
 
@@ -184,6 +218,10 @@ impl Codec for ClientCodec {
                     return Ok(Some(Frame::Control(Control::Confirm(confirm.into()))));
                 }
                 Some(FromNode::GoingAway) => return Ok(Some(Frame::Goodbye)),
+                Some(FromNode::Login { code, text }) => {
+                    let judged = code.map_or(Ok(()), |code| Err((code, text.unwrap_or_default())));
+                    return Ok(Some(Frame::Judged(judged)));
+                }
                 Some(FromNode::Error { code, text }) => return Err(Malformed(format!("{code}: {text}"))),
                 Some(FromNode::Welcome(_)) => return Err(Malformed::new("a second welcome")),
                 Some(FromNode::Other) => {}

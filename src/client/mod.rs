@@ -5,6 +5,7 @@
 mod carry;
 mod way;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,12 +18,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::address::{Address, NodeName};
+use crate::address::{Address, ClientId, NodeName};
 use crate::carrier::close;
 use crate::delivery::Bounds;
 use crate::endpoint;
@@ -31,6 +32,7 @@ use crate::flow::Flow;
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
+use crate::wire::client::Token;
 use crate::wire::{escape, line};
 use carry::carry;
 use way::{Way, any_socket};
@@ -91,7 +93,61 @@ struct Shared {
     /// What `receive` gives. As many messages as the node lets be under way to a client: it is told that one was taken
     /// when `receive` gives it.
     events: Mutex<Option<mpsc::UnboundedSender<Queued>>>,
+    /// A token that the node has not judged yet.
+    renewal: Mutex<Option<Renewal>>,
+    /// Whose turn it is to show one.
+    renewing: Arc<tokio::sync::Mutex<()>>,
     closed: AtomicBool,
+}
+
+/// A token on its way to the node.
+#[derive(Debug)]
+struct Renewal {
+    token: Token,
+    /// Whether it was shown on the present connection.
+    said: bool,
+    answer: oneshot::Sender<Result<(), (String, String)>>,
+    /// Held until the answer comes, also when nobody waits for that any more: answers do not say what they are to.
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// What a client shows of itself to its node. By default nothing.
+#[derive(Clone, Default)]
+pub struct Options {
+    name: Option<ClientId>,
+    token: Option<Token>,
+}
+
+impl Options {
+    /// Nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The certificate `client-NAME.pem` with its key, from the directory where the node authority's is.
+    pub fn name(self, name: ClientId) -> Self {
+        Self {
+            name: Some(name),
+            ..self
+        }
+    }
+
+    /// This token. White space at its ends is left out.
+    pub fn token(self, token: &str) -> Self {
+        Self {
+            token: Some(Token(token.trim_ascii().to_owned())),
+            ..self
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("name", &self.name)
+            .field("token", &self.token)
+            .finish()
+    }
 }
 
 /// What is told to the program when a message of its ends.
@@ -245,6 +301,18 @@ pub enum ConnectError {
     TimedOut(NodeName),
 }
 
+/// Why a token was not accepted in place of the one before.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RenewError {
+    /// The node refuses it: a code and a text. What the client could do before it still can.
+    #[error("{0}: {1}")]
+    Refused(String, String),
+    /// The connection to the node is gone.
+    #[error("the connection to the node is gone; connect again")]
+    Closed,
+}
+
 /// Why a message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -271,7 +339,18 @@ impl Client {
     /// When the authority's certificate can't be read, the node can't be reached or proves to be another one, or does
     /// not let the client in. Takes at most 10 seconds.
     pub async fn connect(node: &NodeName, certs: &Path) -> Result<Self, ConnectError> {
-        let tls = ClientTls::load(certs, None).map_err(|error| ConnectError::Certificates(error.to_string()))?;
+        Self::connect_with(node, certs, Options::default()).await
+    }
+
+    /// The same, and shows what a node asks for that does not let in whoever comes.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect); and when the client's certificate or its key can't be read.
+    pub async fn connect_with(node: &NodeName, certs: &Path, options: Options) -> Result<Self, ConnectError> {
+        let Options { name, token } = options;
+        let tls =
+            ClientTls::load(certs, name.as_ref()).map_err(|error| ConnectError::Certificates(error.to_string()))?;
         let config = endpoint::client_client(tls);
         let connecting = async {
             let mut error = ConnectError::Resolve(node.clone(), io::Error::other("it has no address"));
@@ -279,7 +358,7 @@ impl Client {
                 .await
                 .map_err(|error| ConnectError::Resolve(node.clone(), error))?;
             for addr in addrs {
-                match Self::connect_to(addr, node, config.clone()).await {
+                match Self::connect_to(addr, node, config.clone(), token.clone()).await {
                     Ok(client) => return Ok(client),
                     Err(failed) => error = failed,
                 }
@@ -291,13 +370,19 @@ impl Client {
             .map_err(|_| ConnectError::TimedOut(node.clone()))?
     }
 
-    async fn connect_to(addr: SocketAddr, node: &NodeName, config: quinn::ClientConfig) -> Result<Self, ConnectError> {
+    async fn connect_to(
+        addr: SocketAddr,
+        node: &NodeName,
+        config: quinn::ClientConfig,
+        token: Option<Token>,
+    ) -> Result<Self, ConnectError> {
         let tracker = TaskTracker::new();
         let way = Way {
             tracker: tracker.clone(),
             config,
             addr,
             node: node.clone(),
+            token: Mutex::new(token),
         };
         let endpoint = way.endpoint().map_err(ConnectError::Socket)?;
         let (connection, welcome, control) = way.connect(&endpoint, None).await?;
@@ -325,6 +410,8 @@ impl Client {
             flow: Mutex::new(Flow::new(welcome.window)),
             ended: Notify::new(),
             events: Mutex::new(Some(events)),
+            renewal: Mutex::new(None),
+            renewing: Arc::default(),
             closed: AtomicBool::new(false),
         });
         let stop = CancellationToken::new();
@@ -393,6 +480,33 @@ impl Client {
             }),
             Queued::Failed(failed) => Unsettled::Failed(failed),
         })
+    }
+
+    /// Shows the node another token of the same client, before the one that the client has come with expires. Waits for the
+    /// node's answer, also while the connection breaks and comes back. Where this is cancelled the node may have accepted
+    /// the token or not.
+    ///
+    /// # Errors
+    ///
+    /// When the node does not accept the token, or the connection is gone.
+    pub async fn renew(&self, token: &str) -> Result<(), RenewError> {
+        let turn = Arc::clone(&self.shared.renewing).lock_owned().await;
+        let (answer, answered) = oneshot::channel();
+        *self.shared.renewal.lock() = Some(Renewal {
+            token: Token(token.trim_ascii().to_owned()),
+            said: false,
+            answer,
+            _turn: turn,
+        });
+        // The connection may have ended between the two; then nobody else would end this.
+        if self.shared.closed.load(Ordering::SeqCst) {
+            self.shared.renewal.lock().take();
+        }
+        self.shared.exchange.wake_control();
+        match answered.await {
+            Ok(judged) => judged.map_err(|(code, text)| RenewError::Refused(code, text)),
+            Err(_) => Err(RenewError::Closed),
+        }
     }
 
     /// Moves the client to a new UDP socket, as when its machine has gone from one network to another. To be called within
@@ -605,7 +719,7 @@ mod tests {
         let name: NodeName = "127.0.0.1:1215".parse().unwrap();
         crate::certs::make(certs.path(), std::slice::from_ref(&name), "test").unwrap();
         let config = Config {
-            tcp: "127.0.0.1:0".parse().unwrap(),
+            tcp: Some("127.0.0.1:0".parse().unwrap()),
             quic: Some("127.0.0.1:0".parse().unwrap()),
             link: Some("127.0.0.1:0".parse().unwrap()),
             advertise: Some(name),

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -17,7 +18,7 @@ use crate::carrier::{BreakOff, CONTROL_PRIORITY, ControlStream};
 use crate::delivery::RangeSet;
 use crate::endpoint;
 use crate::outcome::Code;
-use crate::wire::client::{self as wire, FromClient, FromNode, Resume, ResumeOffer, Welcome};
+use crate::wire::client::{self as wire, FromClient, FromNode, Resume, ResumeOffer, Token, Welcome};
 
 /// How long one attempt to come back may take, and the first and the longest wait between two.
 const ATTEMPT: Duration = Duration::from_secs(3);
@@ -48,7 +49,13 @@ pub(super) async fn come_back(
                 let taken = welcome.taken?;
                 return Some((connection, control, taken.into()));
             }
-            Ok(Err(ConnectError::Refused(_, code, _))) if code == Code::SessionGone.as_str() => return None,
+            Ok(Err(ConnectError::Refused(_, code, _)))
+                if [Code::SessionGone, Code::NotAllowed]
+                    .map(Code::as_str)
+                    .contains(&&*code) =>
+            {
+                return None;
+            }
             Ok(Err(_)) | Err(_) => sleep(backoff.next(rand::random())).await,
         }
     }
@@ -61,6 +68,8 @@ pub(super) struct Way {
     pub(super) config: quinn::ClientConfig,
     pub(super) addr: SocketAddr,
     pub(super) node: NodeName,
+    /// What the client logs in with: the last that the node has accepted.
+    pub(super) token: Mutex<Option<Token>>,
 }
 
 /// A new UDP socket for talking to this address.
@@ -111,6 +120,7 @@ impl Way {
             version: wire::VERSION,
             resumable: true,
             resume,
+            token: self.token.lock().clone(),
         };
         let mut out = BytesMut::new();
         wire::write_line(&mut out, &hello);
@@ -129,7 +139,13 @@ impl Way {
                     return Err(refused(Code::UnsupportedVersion.to_string(), text));
                 }
                 Some(FromNode::Error { code, text }) => return Err(refused(code, text)),
-                Some(FromNode::Receipt(_) | FromNode::Confirm(_) | FromNode::GoingAway | FromNode::Other) => {}
+                Some(
+                    FromNode::Receipt(_)
+                    | FromNode::Confirm(_)
+                    | FromNode::Login { .. }
+                    | FromNode::GoingAway
+                    | FromNode::Other,
+                ) => {}
                 None => match recv.read_chunk(wire::MAX_HEADER, true).await {
                     Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
                     Ok(None) => return Err(lost(&"it ended the control stream without a welcome")),

@@ -65,8 +65,15 @@ impl Codec for NodeCodec {
                 wire::write_line(out, &FromNode::Confirm((*confirm).into()));
             }
             Frame::Goodbye => wire::write_line(out, &FromNode::GoingAway),
+            Frame::Judged(judged) => {
+                let (code, text) = judged.clone().err().unzip();
+                wire::write_line(out, &FromNode::Login { code, text });
+            }
             // Said by the greeting, or not said on this kind of connection.
-            Frame::Control(Control::Sync(_) | Control::Confirm(_)) | Frame::Ping(_) | Frame::Pong(_) => {}
+            Frame::Control(Control::Sync(_) | Control::Confirm(_))
+            | Frame::Ping(_)
+            | Frame::Pong(_)
+            | Frame::Login(_) => {}
         }
     }
 
@@ -81,6 +88,7 @@ impl Codec for NodeCodec {
                     return Ok(Some(Frame::Control(Control::Confirm(confirm.into()))));
                 }
                 Some(FromClient::Goodbye) => return Ok(Some(Frame::Goodbye)),
+                Some(FromClient::Login { token }) => return Ok(Some(Frame::Login(token))),
                 Some(FromClient::Hello { .. }) => return Err(Malformed::new("a second hello")),
                 Some(FromClient::Other) => {}
             }

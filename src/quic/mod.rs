@@ -18,11 +18,12 @@ use crate::clients::ClientContext;
 use crate::counters::Counter;
 use crate::delivery::RangeSet;
 use crate::outcome::Code;
+use crate::permission::Login;
 use crate::phase::Phase;
 use crate::tls::credentials::{Entry, NoGood, Role};
 use crate::tls::identity::IdentityError;
 use crate::tls::peer_client;
-use crate::wire::client::{self as wire, FromClient, FromNode, Resume};
+use crate::wire::client::{self as wire, FromClient, FromNode, Resume, Token};
 use session::{Arrival, Sessions, serve};
 
 /// How long a last word may take to reach the client before the connection is closed.
@@ -85,6 +86,7 @@ async fn greet_and_serve(incoming: Incoming, greeting: Place, sessions: &Arc<Ses
         connection,
         control,
         name,
+        login,
         entry,
         resumable,
         resume,
@@ -109,6 +111,7 @@ async fn greet_and_serve(incoming: Incoming, greeting: Place, sessions: &Arc<Ses
         connection,
         control,
         taken,
+        login: login.map(Box::new),
         entry,
     };
     if let Some(token) = token {
@@ -152,8 +155,10 @@ enum GreetingError {
 struct Hello {
     connection: Connection,
     control: ControlStream,
-    /// As its certificate says.
+    /// As its token or its certificate says.
     name: Option<ClientId>,
+    /// What its token grants, if it has shown one.
+    login: Option<Login>,
     entry: Option<Entry>,
     resumable: bool,
     resume: Option<Resume>,
@@ -174,17 +179,26 @@ async fn greet(incoming: Incoming, context: &ClientContext) -> Result<Hello, Gre
     let (send, mut recv) = connection.accept_bi().await?;
     let mut buffer = BytesMut::new();
     let (code, text) = match read_hello(&mut recv, &mut buffer).await? {
-        Ok((wire::VERSION, resumable, resume)) => {
-            return Ok(Hello {
-                connection,
-                control: ControlStream { send, recv, buffer },
-                name,
-                entry,
-                resumable,
-                resume,
-            });
-        }
-        Ok((version, ..)) => (
+        Ok(HelloLine {
+            version: wire::VERSION,
+            resumable,
+            resume,
+            token,
+        }) => match log_in(token, name.as_ref(), context).await {
+            Ok(login) => {
+                return Ok(Hello {
+                    connection,
+                    control: ControlStream { send, recv, buffer },
+                    name: login.as_ref().map(|login| login.subject.clone()).or(name),
+                    login,
+                    entry,
+                    resumable,
+                    resume,
+                });
+            }
+            Err(text) => (Code::NotAllowed, text),
+        },
+        Ok(HelloLine { version, .. }) => (
             Code::UnsupportedVersion,
             format!("version {version} is not spoken here, {} is", wire::VERSION),
         ),
@@ -194,7 +208,36 @@ async fn greet(incoming: Incoming, context: &ClientContext) -> Result<Hello, Gre
     Err(GreetingError::Refused(text))
 }
 
-type HelloLine = (u32, bool, Option<Resume>);
+/// What a client may do by the token in its hello, if it may or has to show one; `name` is that of its certificate.
+async fn log_in(
+    token: Option<Token>,
+    name: Option<&ClientId>,
+    context: &ClientContext,
+) -> Result<Option<Login>, String> {
+    let Some(Token(token)) = token else {
+        if name.is_some() || !context.rule.takes_tokens() {
+            return Ok(None);
+        }
+        let asked = context.log_in(Err("this node asks for a token: put it into hello, as `token`"));
+        return asked.await.map(Some);
+    };
+    let login = context.log_in(Ok(&token)).await?;
+    match name {
+        Some(name) if *name != login.subject => {
+            let text = "the token is of another client than the certificate; show one of the two";
+            context.log_in(Err(text)).await.map(Some)
+        }
+        Some(_) | None => Ok(Some(login)),
+    }
+}
+
+/// What the first line of a client says.
+struct HelloLine {
+    version: u32,
+    resumable: bool,
+    resume: Option<Resume>,
+    token: Option<Token>,
+}
 
 async fn read_hello(
     recv: &mut RecvStream,
@@ -206,7 +249,15 @@ async fn read_hello(
                 version,
                 resumable,
                 resume,
-            })) => return Ok(Ok((version, resumable, resume))),
+                token,
+            })) => {
+                return Ok(Ok(HelloLine {
+                    version,
+                    resumable,
+                    resume,
+                    token,
+                }));
+            }
             Ok(Some(_)) => return Ok(Err("the first line is not hello".to_owned())),
             Ok(None) => {}
             Err(error) => return Ok(Err(error.to_string())),
@@ -239,6 +290,7 @@ async fn turn_away(connection: &Connection, mut send: SendStream, code: Code, te
         Code::UnsupportedVersion => close::VERSION,
         Code::RateLimited => close::BUSY,
         Code::SessionGone => close::DONE,
+        Code::NotAllowed => close::IDENTITY,
         _ => close::PROTOCOL,
     };
     connection.close(close_code, text.as_bytes());
@@ -259,7 +311,7 @@ mod tests {
         let name = "127.0.0.1:1215".parse().unwrap();
         crate::certs::make(certs.path(), std::slice::from_ref(&name), "test").unwrap();
         let config = Config {
-            tcp: "127.0.0.1:0".parse().unwrap(),
+            tcp: Some("127.0.0.1:0".parse().unwrap()),
             quic: Some("127.0.0.1:0".parse().unwrap()),
             link: Some("127.0.0.1:0".parse().unwrap()),
             advertise: Some(name),

@@ -17,21 +17,23 @@ use tracing::debug;
 use super::LAST_WORD;
 use super::codec::NodeCodec;
 use crate::address::{Address, ClientId};
-use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Handler, Heard, close};
-use crate::clients::{Admission, ClientContext};
+use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Frame, Handler, Heard, Malformed, close};
+use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::Counter;
 use crate::delivery::{Bounds, RangeSet};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
+use crate::keyring::Permit;
 use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
+use crate::permission::Login;
 use crate::phase::Phase;
 use crate::restraint::Restraint;
 use crate::router::Blocked;
 use crate::tls::credentials::Entry;
 use crate::turn::Turn;
-use crate::wire::client::{self as wire, FromNode, ResumeOffer, Welcome};
+use crate::wire::client::{self as wire, FromNode, ResumeOffer, Token, Welcome};
 
 /// A connection that is to serve a session.
 pub(super) struct Arrival {
@@ -39,6 +41,8 @@ pub(super) struct Arrival {
     pub(super) control: ControlStream,
     /// What the client has taken of the node's messages.
     pub(super) taken: RangeSet,
+    /// What the client may do, if it showed a token.
+    pub(super) login: Option<Box<Login>>,
     /// Its certificate's place, if it showed one.
     pub(super) entry: Option<Entry>,
 }
@@ -154,6 +158,7 @@ struct Session {
     closed: AtomicBool,
     /// Another connection is to have its id.
     replaced: CancellationToken,
+    permit: Permit,
     this: Weak<Self>,
 }
 
@@ -189,7 +194,9 @@ pub(super) async fn serve(
         node: context.router.name().clone(),
         id: id.clone(),
     };
-    let session = Session::new(address, limits, admission.restraint(context));
+    let permit = context.keyring.permit(first.login.as_deref());
+    let restraint = admission.restraint(context, first.login.as_deref());
+    let session = Session::new(address, limits, restraint, permit);
     let registering = registry.register(id, Arc::<Session>::clone(&session));
     let Ok(registration) = timeout(limits.hello, registering).await else {
         // What has the id ends at once when it is told to.
@@ -206,6 +213,7 @@ pub(super) async fn serve(
         never = session.give_up(context) => never,
         () = context.phase.reached(Phase::Closing) => {}
         () = session.replaced.cancelled() => {}
+        () = session.permit.over() => {}
     }
     drop(registration);
     session.end();
@@ -221,7 +229,7 @@ impl Drop for CloseOnDrop {
 }
 
 impl Session {
-    fn new(address: Address, limits: &Limits, restraint: Restraint) -> Arc<Self> {
+    fn new(address: Address, limits: &Limits, restraint: Restraint, permit: Permit) -> Arc<Self> {
         let window = limits.window();
         let to_client = Bounds {
             messages: limits.outbox_bytes.div_ceil(MESSAGE_OVERHEAD),
@@ -241,6 +249,7 @@ impl Session {
             ended: Notify::new(),
             closed: AtomicBool::new(false),
             replaced: CancellationToken::new(),
+            permit,
             this: this.clone(),
         })
     }
@@ -289,6 +298,11 @@ impl Session {
                     }
                 }
             };
+            // What it has shown last holds.
+            if let Some(arrival) = &again {
+                self.permit.renew(arrival.login.as_deref());
+                self.restraint.renew(context.rate(arrival.login.as_deref()));
+            }
             next = again.map(|arrival| (arrival, true));
         }
         debug!(client = %self.address, "gone: it did not come back");
@@ -307,6 +321,7 @@ impl Session {
             connection,
             mut control,
             taken,
+            login: _,
             entry: _entry,
         } = arrival;
         let _closing = CloseOnDrop(connection.clone());
@@ -334,6 +349,8 @@ impl Session {
             session: self,
             connection: &connection,
             context,
+            logins: Mutex::default(),
+            shown: Notify::new(),
         };
         let heard = Heard::now();
         let carrier = Carrier {
@@ -362,7 +379,14 @@ impl Session {
             // Likewise.
             connection.close(close::REPLACED, b"another connection has come with this client's name");
         };
+        let over = async {
+            self.permit.over().await;
+            // Likewise.
+            connection.close(close::IDENTITY, b"the token has expired or is not accepted any more");
+        };
         tokio::select! {
+            () = over => Gone::ForGood("its token is over".to_owned()),
+            never = handler.log_in_again() => never,
             () = yielded => Gone::ForGood("another connection has its name".to_owned()),
             ended = carrier.run(control) => {
                 match ended {
@@ -476,6 +500,9 @@ impl Recipient for Session {
         if self.closed.load(Ordering::SeqCst) {
             return Err((ticket, Code::RecipientGone));
         }
+        if !self.permit.may_receive() {
+            return Err((ticket, Code::NotAllowed));
+        }
         self.restraint.busy();
         // The body may be a small slice of a large buffer, and this may keep it for long.
         message.body = Bytes::copy_from_slice(&message.body);
@@ -500,11 +527,59 @@ struct SessionHandler<'a> {
     session: &'a Session,
     connection: &'a Connection,
     context: &'a ClientContext,
+    logins: Mutex<Logins>,
+    /// There is a token in `logins`, or what was told made room.
+    shown: Notify,
 }
 
+/// Tokens that a client shows in the middle of its session.
+#[derive(Default)]
+struct Logins {
+    /// Those not judged yet, in order.
+    tokens: VecDeque<Token>,
+    /// What is to be told of those judged.
+    answers: Vec<Frame>,
+}
+
+/// How many of its tokens may wait to be judged: a client needs one.
+const MOST_TOKENS: usize = 8;
+
 impl SessionHandler<'_> {
+    /// Judges the tokens that the client shows. Never ends.
+    async fn log_in_again<N>(&self) -> N {
+        loop {
+            let next = {
+                let mut logins = self.logins.lock();
+                // A client that does not read what it is told has to wait.
+                let told = logins.answers.len() < MOST_TOKENS;
+                told.then(|| logins.tokens.pop_front()).flatten()
+            };
+            let Some(Token(token)) = next else {
+                self.shown.notified().await;
+                continue;
+            };
+            let judged = match self.context.log_in(Ok(&token)).await {
+                Ok(login) if login.subject == self.session.address.id => {
+                    self.session.permit.renew(Some(&login));
+                    self.session.restraint.renew(self.context.rate(Some(&login)));
+                    Ok(())
+                }
+                Ok(_) => Err(OTHER_SUBJECT.to_owned()),
+                Err(text) => Err(text),
+            };
+            let judged = judged.map_err(|text| (Code::NotAllowed.to_string(), text));
+            self.logins.lock().answers.push(Frame::Judged(judged));
+            self.session.exchange.wake_control();
+        }
+    }
+
     fn pass_on(&self, tag: Tag, message: Message) {
         let session = self.session;
+        if !session.permit.may_send(&message.to) {
+            self.context.counters.bump(Counter::RefusedPermission);
+            session.exchange.finish(&[(tag, Outcome::Refused(Code::NotAllowed))]);
+            return;
+        }
         let key = {
             let mut flow = session.flow.lock();
             let largest = self.context.limits.max_message + MESSAGE_OVERHEAD;
@@ -573,12 +648,34 @@ impl Handler<Ticket> for SessionHandler<'_> {
     fn goodbye(&self) {
         self.connection.close(close::DONE, b"goodbye");
     }
+
+    fn login(&self, frame: Frame) -> Result<(), Malformed> {
+        if let Frame::Login(token) = frame {
+            let mut logins = self.logins.lock();
+            if logins.tokens.len() >= MOST_TOKENS {
+                return Err(Malformed::new(
+                    "more tokens than a client needs; wait for the answer to one",
+                ));
+            }
+            logins.tokens.push_back(token);
+            drop(logins);
+            self.shown.notify_one();
+        }
+        Ok(())
+    }
+
+    fn due_of_logins(&self) -> Vec<Frame> {
+        let answers = std::mem::take(&mut self.logins.lock().answers);
+        self.shown.notify_one();
+        answers
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::counters::Counters;
+    use crate::keyring::Keyring;
     use crate::misses::Misses;
     use futures_util::FutureExt;
 
@@ -593,7 +690,8 @@ mod tests {
             &Arc::new(Misses::new(number, number)),
             &Arc::new(Counters::new()),
         );
-        let session = Session::new(address.clone(), &Limits::default(), restraint);
+        let keyring = Keyring::unused(std::path::Path::new("certs"), "test");
+        let session = Session::new(address.clone(), &Limits::default(), restraint, keyring.permit(None));
         let message = Message {
             from: address.clone(),
             to: address,

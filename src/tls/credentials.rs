@@ -305,7 +305,16 @@ fn roughly(left: Duration) -> String {
 
 /// By what a change of the files is noticed.
 #[derive(Debug, PartialEq, Eq)]
-struct Stamps(Vec<Option<(SystemTime, u64, u64)>>);
+struct Stamps(Vec<Stamp>);
+
+/// When a file was changed, its length and its number; `None` if it is not there.
+pub(crate) type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// The stamp of a file.
+pub(crate) fn stamp(file: &Path) -> Stamp {
+    let file = std::fs::metadata(file).ok()?;
+    Some((file.modified().ok()?, file.len(), inode(&file)))
+}
 
 impl Stamps {
     fn of(dir: &Path, name: &NodeName) -> Self {
@@ -318,11 +327,8 @@ impl Stamps {
             (&own, "pem"),
             (&own, "key"),
         ];
-        let stamp = |(stem, extension): (&str, &str)| {
-            let file = std::fs::metadata(dir.join(format!("{stem}.{extension}"))).ok()?;
-            Some((file.modified().ok()?, file.len(), inode(&file)))
-        };
-        Self(files.into_iter().map(stamp).collect())
+        let of = |(stem, extension): (&str, &str)| stamp(&dir.join(format!("{stem}.{extension}")));
+        Self(files.into_iter().map(of).collect())
     }
 }
 

@@ -3,6 +3,7 @@
 //! `docs/protocol.md` is the reference for other implementations.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,14 @@ pub(crate) enum FromClient {
         /// The session it comes back to.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resume: Option<Resume>,
+        /// Who it is, and what it may do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<Token>,
+    },
+    /// Shows another token of the same client, which holds from then on.
+    Login {
+        /// The token.
+        token: Token,
     },
     /// How messages to the client ended: it took them, or refuses them.
     Receipt(Receipt),
@@ -64,11 +73,31 @@ pub(crate) enum FromNode {
         /// What happened, and what to do next.
         text: String,
     },
+    /// Answers `login`: why the token is not accepted, or neither of the two.
+    Login {
+        /// Which kind of error.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<String>,
+        /// What is wrong, and what to do next.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
+    },
     /// The node is shutting down: it takes no more messages from this client.
     GoingAway,
     /// A command of a later version.
     #[serde(other)]
     Other,
+}
+
+/// What a client logs in with: a secret, so it is shown nowhere.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Token(pub(crate) String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
 }
 
 /// What a client is told when it is let in.
@@ -355,6 +384,7 @@ mod tests {
             version,
             resumable: false,
             resume: None,
+            token: None,
         }
     }
 
@@ -368,12 +398,20 @@ mod tests {
                 token: "secret".to_owned(),
                 taken: RangeSet::from_parts(3, [(5, 6)]).into(),
             }),
+            token: Some(Token("a.b.c".to_owned())),
         };
         assert_eq!(
             line(&back),
             "{\"cmd\":\"hello\",\"version\":1,\"resumable\":true,\
-             \"resume\":{\"token\":\"secret\",\"taken\":{\"below\":3,\"ranges\":[[5,6]]}}}\n"
+             \"resume\":{\"token\":\"secret\",\"taken\":{\"below\":3,\"ranges\":[[5,6]]}},\"token\":\"a.b.c\"}\n"
         );
+        assert!(!format!("{back:?}").contains("a.b.c"));
+        let login = FromClient::Login {
+            token: Token("a.b.c".to_owned()),
+        };
+        assert_eq!(line(&login), "{\"cmd\":\"login\",\"token\":\"a.b.c\"}\n");
+        let accepted = FromNode::Login { code: None, text: None };
+        assert_eq!(line(&accepted), "{\"cmd\":\"login\"}\n");
         let confirm = Confirm { below: 7, reports: 2 };
         assert_eq!(
             line(&FromNode::Confirm(confirm.into())),

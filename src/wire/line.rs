@@ -45,6 +45,13 @@ pub(crate) enum Request<'a> {
         /// The format from now on.
         format: Format,
     },
+    /// Show who the client is, and what it may do.
+    Login {
+        /// The token: a secret.
+        token: Cow<'a, str>,
+        /// The client's own name for this line. It asks for a receipt.
+        id: Option<Cow<'a, str>>,
+    },
 }
 
 /// A line that can't be followed.
@@ -104,6 +111,10 @@ fn request(fields: Fields<'_>) -> Result<Request<'_>, Rejected<'_>> {
                 id,
             }),
         },
+        "login" => Ok(Request::Login {
+            token: fields.token,
+            id,
+        }),
         "" => Err(Rejected {
             code: Code::UnknownCmd,
             text: "there is no `cmd`; say \"cmd\":\"sendMsg\" to send a message".into(),
@@ -188,10 +199,11 @@ enum Key {
     Cmd,
     Id,
     Format,
+    Token,
 }
 
 impl Key {
-    const ALL: [Self; 5] = [Self::To, Self::Body, Self::Cmd, Self::Id, Self::Format];
+    const ALL: [Self; 6] = [Self::To, Self::Body, Self::Cmd, Self::Id, Self::Format, Self::Token];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -200,6 +212,7 @@ impl Key {
             Self::Cmd => "cmd",
             Self::Id => "id",
             Self::Format => "format",
+            Self::Token => "token",
         }
     }
 }
@@ -212,6 +225,7 @@ struct Fields<'a> {
     cmd: Cow<'a, str>,
     id: Cow<'a, str>,
     format: Cow<'a, str>,
+    token: Cow<'a, str>,
     /// The first key whose value is neither text nor null.
     not_text: Option<Key>,
 }
@@ -237,10 +251,13 @@ impl<'a> Visitor<'a> for FieldsVisitor<'_, 'a> {
                 Key::Cmd => &mut self.0.cmd,
                 Key::Id => &mut self.0.id,
                 Key::Format => &mut self.0.format,
+                Key::Token => &mut self.0.token,
             };
             match map.next_value_seed(ValueSeed)? {
                 Value::Text(text) => *field = text,
                 Value::Null => {}
+                // Clients of other servers may mean something else by it. As a token it is none.
+                Value::Other if matches!(key, Key::Token) => {}
                 Value::Other => {
                     self.0.not_text.get_or_insert(key);
                 }
@@ -489,6 +506,13 @@ mod tests {
         })
     }
 
+    fn login<'a>(token: &'a str, id: Option<&'a str>) -> Request<'a> {
+        Request::Login {
+            token: token.into(),
+            id: id.map(Cow::Borrowed),
+        }
+    }
+
     #[test]
     fn the_line_of_an_existing_client() {
         let line = br#"{"from":"127.0.0.1:1216:123456","to":"127.0.0.1:1215:651444","body":"1234567","cmd":"sendMsg"}"#;
@@ -511,6 +535,12 @@ mod tests {
                 send("a", "b", Some("7")),
             ),
             ("\t{\"cmd\":\"sendMsg\"}\r", send("", "", None)),
+            (r#"{"cmd":"login","token":"a.b.c"}"#, login("a.b.c", None)),
+            (r#"{"CMD":"login","Token":"a.b.c","id":"7"}"#, login("a.b.c", Some("7"))),
+            (r#"{"cmd":"login"}"#, login("", None)),
+            // To others it may mean something else.
+            (r#"{"cmd":"login","token":7}"#, login("", None)),
+            (r#"{"cmd":"sendMsg","token":{"a":[]},"to":"b"}"#, send("b", "", None)),
             (
                 r#"{"cmd":"sendMsg","to":null,"body":null,"id":null}"#,
                 send("", "", None),
@@ -698,7 +728,7 @@ mod tests {
         assert_eq!(
             written(|out| write_receipt(out, "7", Outcome::Refused(Code::NotAllowed), None)),
             concat!(
-                r#"{"cmd":"receipt","id":"7","status":"refused","code":"not-allowed","text":"you may not do this"}"#,
+                r#"{"cmd":"receipt","id":"7","status":"refused","code":"not-allowed","text":"your token does not allow this, or the recipient's does not let it receive"}"#,
                 "\n"
             )
         );

@@ -40,7 +40,7 @@ async fn one_source_gets_no_more_places_than_its_share() {
     let cluster = Cluster::start_with(1, |config| config.limits.max_per_source = 2).await;
     let node = &cluster.nodes[0];
     let (first, _second) = (cluster.line(0).await, cluster.quic(0).await);
-    let (mut reader, _writer) = LineReader::connect(node.tcp_addr()).await;
+    let (mut reader, _writer) = LineReader::connect(node.tcp_addr().unwrap()).await;
     reader.expect_error(Code::RateLimited).await;
     reader.expect_end().await;
     let mut raw = RawQuic::connect(node.quic_addr(), &cluster.certs, b"trunkline/1", None)
@@ -50,7 +50,7 @@ async fn one_source_gets_no_more_places_than_its_share() {
     assert_eq!(raw.hear().await.unwrap()["code"], Code::RateLimited.as_str());
     assert_eq!((count(node, "refused-source"), count(node, "refused-clients")), (2, 0));
     // Others have their own.
-    let _other = LineClient::connect_from([127, 0, 0, 2], node.tcp_addr()).await;
+    let _other = LineClient::connect_from([127, 0, 0, 2], node.tcp_addr().unwrap()).await;
     // And a place that is free again can be had.
     drop(first);
     eventually("the first has left", || node.clients() == 2).await;
@@ -61,7 +61,7 @@ async fn one_source_gets_no_more_places_than_its_share() {
 async fn clients_over_the_bound_are_counted() {
     let cluster = Cluster::start_with(1, |config| config.limits.max_clients = 1).await;
     let _first = cluster.line(0).await;
-    let (mut reader, _writer) = LineReader::connect(cluster.nodes[0].tcp_addr()).await;
+    let (mut reader, _writer) = LineReader::connect(cluster.nodes[0].tcp_addr().unwrap()).await;
     reader.expect_error(Code::RateLimited).await;
     assert_eq!(count(&cluster.nodes[0], "refused-clients"), 1);
 }
@@ -206,7 +206,7 @@ async fn a_program_that_takes_a_message_bit_by_bit_is_disconnected() {
 async fn over_the_rate(adjust: impl Fn(&mut Config), body: &str, messages: usize, least: Duration) {
     let cluster = Cluster::start_with(1, adjust).await;
     let node = &cluster.nodes[0];
-    let mut bystander = LineClient::connect_from([127, 0, 0, 2], node.tcp_addr()).await;
+    let mut bystander = LineClient::connect_from([127, 0, 0, 2], node.tcp_addr().unwrap()).await;
     let mut recipient = cluster.line(0).await;
     let to = recipient.address.clone();
 
@@ -284,7 +284,7 @@ async fn who_guesses_ids_is_held_to_a_rate_with_all_its_connections() {
     .await;
     let node = &cluster.nodes[0];
     let mut bystanders = [
-        LineClient::connect_from([127, 0, 0, 2], node.tcp_addr()).await,
+        LineClient::connect_from([127, 0, 0, 2], node.tcp_addr().unwrap()).await,
         cluster.line(0).await,
     ];
     for bystander in &mut bystanders {

@@ -152,7 +152,7 @@ async fn each_certificate_at_each_port() {
     let at_clients = MATRIX.map(|(shown, ..)| make(&certs, shown, "client-ca", CLIENT));
     let dialled = Endpoint::server(nobody(), own_port()).unwrap();
     let mut config = node_config(&certs, 0);
-    config.clients = ClientRule::Certificate;
+    (config.clients, config.tcp) = (ClientRule::Certificate, None);
     config.allowed_nodes = vec![name(1)];
     config.peers = vec![Peer {
         name: name(1),
@@ -346,7 +346,7 @@ async fn what_is_no_good_is_reported_and_the_old_stays_in_force() {
 async fn a_client_with_a_certificate_has_its_name_and_the_last_to_come_has_it() {
     let certs = Certs::make(1);
     let mut config = node_config(&certs, 0);
-    config.clients = ClientRule::Certificate;
+    (config.clients, config.tcp) = (ClientRule::Certificate, None);
     let node = Node::start(config).await.unwrap();
     let hello = json!({"cmd": "hello", "version": 1, "resumable": true});
     let join = async || {
@@ -385,18 +385,13 @@ async fn a_client_with_a_certificate_has_its_name_and_the_last_to_come_has_it() 
         .await;
     let answer = thief.hear().await.expect("an answer");
     assert_eq!(answer["code"], Code::SessionGone.as_str());
-
-    // A plaintext client can show nothing.
-    let (mut line, _writer) = crate::support::LineReader::connect(node.tcp_addr()).await;
-    line.expect_error(Code::NotAllowed).await;
-    line.expect_end().await;
 }
 
 #[tokio::test]
 async fn a_client_that_is_revoked_is_out() {
     let certs = Certs::make(1);
     let mut config = node_config(&certs, 0);
-    config.clients = ClientRule::Certificate;
+    (config.clients, config.tcp) = (ClientRule::Certificate, None);
     let node = Node::start(config).await.unwrap();
     let addr: SocketAddr = node.quic_addr();
     let mut client = RawQuic::connect(addr, &certs, CLIENT_ALPN, Some("client-guest"))
@@ -422,7 +417,7 @@ async fn a_client_that_is_revoked_is_out() {
 async fn a_client_whose_certificate_expires_is_out() {
     let certs = Certs::make(1);
     let mut config = node_config(&certs, 0);
-    config.clients = ClientRule::Certificate;
+    (config.clients, config.tcp) = (ClientRule::Certificate, None);
     let node = Node::start(config).await.unwrap();
     issue(certs.dir(), "client-ca", "client-brief", CLIENT, Flaw::EndsIn(3));
     let ends = Instant::now() + Duration::from_secs(3);

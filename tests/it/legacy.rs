@@ -232,7 +232,7 @@ async fn a_client_that_leaves_without_reading_has_sent_all_the_same() {
 #[tokio::test]
 async fn one_client_too_many_is_turned_away_until_another_leaves() {
     let cluster = Cluster::start_with(1, |config| config.limits.max_clients = 2).await;
-    let addr = cluster.nodes[0].tcp_addr();
+    let addr = cluster.nodes[0].tcp_addr().unwrap();
     let mut first = cluster.line(0).await;
     let second = cluster.quic(0).await;
     for _ in 0..10 {

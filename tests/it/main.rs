@@ -25,6 +25,7 @@ mod kill;
 mod legacy;
 mod links;
 mod load;
+mod permission;
 mod real_tools;
 mod rebind;
 mod resume;

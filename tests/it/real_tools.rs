@@ -11,7 +11,7 @@ use crate::support::{Cluster, Process, message_line, message_line_with_id};
 async fn netcat_delivers_what_is_piped_into_it_and_prints_the_answers() {
     let cluster = Cluster::start(2).await;
     let mut recipient = cluster.line(1).await;
-    let addr = cluster.nodes[0].tcp_addr();
+    let addr = cluster.nodes[0].tcp_addr().unwrap();
     let mut nc = Process::tool(
         "nc",
         "netcat-openbsd",
@@ -57,7 +57,7 @@ async fn a_file_piped_to_a_reader_that_is_slower_arrives_whole_and_in_order() {
     }
     let file = cluster.certs.dir().join("lines");
     std::fs::write(&file, lines).unwrap();
-    let addr = cluster.nodes[0].tcp_addr();
+    let addr = cluster.nodes[0].tcp_addr().unwrap();
     let pipe = format!("cat '{}' | nc -N {} {}", file.display(), addr.ip(), addr.port());
     let mut nc = Process::tool("sh", "netcat-openbsd", &["-c", &pipe]);
     let greeting = nc.stdout.line().await;
@@ -91,7 +91,7 @@ async fn a_file_piped_to_a_reader_that_is_slower_arrives_whole_and_in_order() {
 async fn a_telnet_session() {
     let cluster = Cluster::start(2).await;
     let mut friend = cluster.line(1).await;
-    let addr = cluster.nodes[0].tcp_addr();
+    let addr = cluster.nodes[0].tcp_addr().unwrap();
     let mut telnet = Process::tool("telnet", "telnet", &[&addr.ip().to_string(), &addr.port().to_string()]);
     let greeting = telnet.stdout.until("you is  : ").await;
     let address = greeting.strip_prefix("you is  : ").unwrap().parse().unwrap();

@@ -123,7 +123,7 @@ async fn the_same_ports_can_be_bound_at_once_after_a_shutdown() {
     client.say_with_id(&other.address, "hello", "1").await;
     client.reader.expect_delivered("1").await;
     let node = cluster.nodes.remove(0);
-    let ports = (node.tcp_addr(), node.quic_addr(), node.link_addr());
+    let ports = (node.tcp_addr().unwrap(), node.quic_addr(), node.link_addr());
     assert!(within("the shutdown", node.shutdown()).await, "everything ends in time");
     let bound = (
         TcpListener::bind(ports.0),
@@ -134,9 +134,9 @@ async fn the_same_ports_can_be_bound_at_once_after_a_shutdown() {
     drop(bound);
 
     let mut config = node_config(&cluster.certs, 0);
-    (config.tcp, config.quic, config.link) = (ports.0.into(), Some(ports.1.into()), Some(ports.2.into()));
+    (config.tcp, config.quic, config.link) = (Some(ports.0.into()), Some(ports.1.into()), Some(ports.2.into()));
     let again = Node::start(config).await.unwrap();
-    assert_eq!((again.tcp_addr(), again.quic_addr(), again.link_addr()), ports);
+    assert_eq!((again.tcp_addr().unwrap(), again.quic_addr(), again.link_addr()), ports);
     assert!(within("the end of the old connection", quic.receive()).await.is_none());
     LineClient::connect(again.tcp_addr()).await.expect_nothing_else().await;
 }
@@ -268,6 +268,9 @@ async fn bad_arguments_and_configurations() {
         (&["node", "--max-message", "0"], "--max-message"),
         (&["node", "--max-clients", "0"], "--max-clients"),
         (&["node", "--stall", "0"], "--stall"),
+        (&["node", "--login", "0"], "--login"),
+        (&["node", "--clients", "open,token"], "--clients"),
+        (&["node", "--tcp-allow", "10.0.0.0/33"], "--tcp-allow"),
         (&["node", "--no-such-flag"], "--no-such-flag"),
         (&["node", "--log", "a=b=c"], "--log"),
         (

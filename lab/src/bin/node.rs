@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<ExitCode> {
 async fn serve(args: NodeArgs) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("can't wait for SIGTERM")?;
     let config = Config {
-        tcp: args.tcp,
+        tcp: Some(args.tcp),
         quic: Some(args.quic),
         link: Some(args.link),
         advertise: Some(args.advertise.clone()),
@@ -87,7 +87,7 @@ async fn serve(args: NodeArgs) -> anyhow::Result<ExitCode> {
     let up = serde_json::json!({
         "message": "node up",
         "name": args.advertise.to_string(),
-        "tcp": node.tcp_addr().to_string(),
+        "tcp": node.tcp_addr().map(|addr| addr.to_string()),
         "quic": node.quic_addr().to_string(),
         "link": node.link_addr().to_string(),
     });

@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use trunkline::{Client, Config, Node, NodeName, Peer, certs};
 
-use super::{LineClient, eventually, own_port, within};
+use super::{LineClient, eventually, free_token, own_port, within};
 
 /// The name of a test's `index`-th node. Nothing is bound to it: nodes and clients are told where to connect.
 pub(crate) fn name(index: usize) -> NodeName {
@@ -27,6 +27,13 @@ impl Certs {
         Self(dir)
     }
 
+    /// The same, with a key for tokens.
+    pub(crate) fn with_token_key(nodes: usize) -> Self {
+        let certs = Self::make(nodes);
+        free_token(&certs, "first");
+        certs
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         self.0.path()
     }
@@ -35,7 +42,7 @@ impl Certs {
 /// What a node with this index is started with: free ports, no peers.
 pub(crate) fn node_config(certs: &Certs, index: usize) -> Config {
     Config {
-        tcp: own_port().into(),
+        tcp: Some(own_port().into()),
         quic: Some(own_port().into()),
         link: Some(own_port().into()),
         advertise: Some(name(index)),
@@ -58,7 +65,11 @@ impl Cluster {
 
     /// Starts nodes whose configuration `adjust` has had a hand in; each names those before it as its peers.
     pub(crate) async fn start_with(count: usize, adjust: impl Fn(&mut Config)) -> Self {
-        let certs = Certs::make(count);
+        Self::start_on(Certs::make(count), count, adjust).await
+    }
+
+    /// The same, with certificates that are there.
+    pub(crate) async fn start_on(certs: Certs, count: usize, adjust: impl Fn(&mut Config)) -> Self {
         let mut nodes: Vec<Node> = Vec::new();
         for index in 0..count {
             let mut config = node_config(&certs, index);

@@ -44,19 +44,17 @@ pub(crate) struct LineWriter(OwnedWriteHalf);
 
 impl LineClient {
     /// Connects and reads the greeting.
-    pub(crate) async fn connect(addr: SocketAddr) -> Self {
-        let stream = within("a legacy client connects", TcpStream::connect(addr))
-            .await
-            .unwrap();
-        Self::greeted(stream).await
+    pub(crate) async fn connect(addr: impl Into<Option<SocketAddr>>) -> Self {
+        let connecting = TcpStream::connect(addr.into().unwrap());
+        Self::greeted(within("a legacy client connects", connecting).await.unwrap()).await
     }
 
     /// The same with as small a receive buffer as there may be, for a client that is slow to read.
-    pub(crate) async fn connect_small(addr: SocketAddr) -> Self {
+    pub(crate) async fn connect_small(addr: impl Into<Option<SocketAddr>>) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
         socket.set_nonblocking(true).unwrap();
-        let connecting = TcpSocket::from_std_stream(socket.into()).connect(addr);
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(addr.into().unwrap());
         Self::greeted(within("a legacy client connects", connecting).await.unwrap()).await
     }
 
@@ -111,12 +109,9 @@ pub(crate) fn split(stream: TcpStream) -> (LineReader, LineWriter) {
 
 impl LineReader {
     /// Connects without reading the greeting, which a node that is full does not send.
-    pub(crate) async fn connect(addr: SocketAddr) -> (Self, LineWriter) {
-        split(
-            within("a legacy client connects", TcpStream::connect(addr))
-                .await
-                .unwrap(),
-        )
+    pub(crate) async fn connect(addr: impl Into<Option<SocketAddr>>) -> (Self, LineWriter) {
+        let connecting = TcpStream::connect(addr.into().unwrap());
+        split(within("a legacy client connects", connecting).await.unwrap())
     }
 
     /// The next line as it came, with its end; `None` once the node has closed the connection.

@@ -8,6 +8,7 @@ mod process;
 mod raw_quic;
 mod relay;
 mod talk;
+mod tokens;
 
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -23,6 +24,7 @@ pub(crate) use process::{NodeCommand, NodeProcess, Process};
 pub(crate) use raw_quic::{RawQuic, tls_config};
 pub(crate) use relay::Relay;
 pub(crate) use talk::Talk;
+pub(crate) use tokens::{LONG, free_token, now, sign, token};
 
 /// How long anything that must happen may take. Far more than it does, so that a busy machine fails no test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -42,7 +42,14 @@ pub(crate) struct Ended {
 impl Process {
     /// Starts the program under test.
     pub(crate) fn trunkline<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Self {
-        Self::start(Command::new(TRUNKLINE).args(args).env_remove("RUST_LOG")).unwrap()
+        Self::trunkline_with(args, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn trunkline_with<S: AsRef<std::ffi::OsStr>>(args: &[S], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(TRUNKLINE);
+        command.args(args).env_remove("RUST_LOG").env_remove("TRUNKLINE_TOKEN");
+        Self::start(command.envs(variables.iter().copied())).unwrap()
     }
 
     /// Starts a tool of the system, which must be there.
