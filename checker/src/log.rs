@@ -181,6 +181,7 @@ pub fn by_code(lines: &[Line]) -> BTreeMap<(&'static str, &str), u64> {
 mod tests {
     use super::*;
     use crate::{Breach, Rules, check};
+    use proptest::prelude::*;
 
     const A: &str = "1 joined n:1:a 0 confirms 1\n5 sent 1 n:1:a n:2:b\n9 told 1 delivered\n";
     const B: &str = "2 joined n:2:b 1 written 2\n7 seen 1 n:1:a n:2:b\n";
@@ -212,6 +213,17 @@ mod tests {
             "1 gone",
         ] {
             assert!(text.parse::<Line>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_a_line_that_is_read_again_or_none(
+            words in proptest::collection::vec("joined|gone|cut-off|read-all|node-died|sent|seen|told|confirms|delivered|refused|[0-9]{1,21}|\\PC{0,9}", 0..8)
+        ) {
+            if let Ok(line) = words.join(" ").parse::<Line>() {
+                prop_assert_eq!(line.to_string().parse(), Ok(line));
+            }
         }
     }
 

@@ -342,6 +342,8 @@ pub(crate) fn read_line<L: for<'de> Deserialize<'de>>(buffer: &mut BytesMut) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::any::{confirm, number, report, taken};
+    use proptest::option;
     use proptest::prelude::*;
 
     fn line(value: &impl Serialize) -> String {
@@ -448,7 +450,98 @@ mod tests {
         assert_eq!(read_line::<FromClient>(&mut control).unwrap(), None);
     }
 
+    fn any_line_of_a_client() -> impl Strategy<Value = FromClient> {
+        let resume = (any::<String>(), taken(u64::MAX)).prop_map(|(token, taken)| Resume {
+            token,
+            taken: taken.into(),
+        });
+        prop_oneof![
+            (any::<u32>(), any::<bool>(), option::of(resume)).prop_map(|(version, resumable, resume)| {
+                FromClient::Hello {
+                    version,
+                    resumable,
+                    resume,
+                }
+            }),
+            report(u64::MAX).prop_map(|report| FromClient::Receipt(report.into())),
+            confirm(u64::MAX).prop_map(|confirm| FromClient::Confirm(confirm.into())),
+            Just(FromClient::Goodbye),
+        ]
+    }
+
+    fn any_line_of_a_node() -> impl Strategy<Value = FromNode> {
+        let window = any::<(usize, usize, usize)>().prop_map(|(messages, bytes, conversation_bytes)| Window {
+            messages,
+            bytes,
+            conversation_bytes,
+        });
+        let resume = any::<(String, u64)>().prop_map(|(token, grace_ms)| ResumeOffer { token, grace_ms });
+        let welcome = (
+            any::<(u32, String, usize)>(),
+            window,
+            option::of(resume),
+            option::of(taken(u64::MAX)),
+        );
+        prop_oneof![
+            welcome.prop_map(|((version, address, max_message), window, resume, taken)| {
+                let taken = taken.map(Taken::from);
+                FromNode::Welcome(Welcome {
+                    version,
+                    address,
+                    max_message,
+                    window,
+                    resume,
+                    taken,
+                })
+            }),
+            report(u64::MAX).prop_map(|report| FromNode::Receipt(report.into())),
+            confirm(u64::MAX).prop_map(|confirm| FromNode::Confirm(confirm.into())),
+            any::<(String, String)>().prop_map(|(code, text)| FromNode::Error { code, text }),
+            Just(FromNode::GoingAway),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn control_lines_are_read_as_they_were_written(ours in any_line_of_a_client(), theirs in any_line_of_a_node()) {
+            let mut out = BytesMut::new();
+            write_line(&mut out, &ours);
+            write_line(&mut out, &theirs);
+            prop_assert_eq!(out.iter().filter(|&&byte| byte == b'\n').count(), 2);
+            prop_assert_eq!(read_line(&mut out).unwrap(), Some(ours));
+            prop_assert_eq!(read_line(&mut out).unwrap(), Some(theirs));
+            prop_assert!(out.is_empty());
+        }
+
+        #[test]
+        fn what_the_machine_says_survives_json(report in report(u64::MAX), taken in taken(u64::MAX), confirm in confirm(u64::MAX)) {
+            prop_assert_eq!(Report::from(Receipt::from(report.clone())), report);
+            prop_assert_eq!(RangeSet::from(Taken::from(taken.clone())), taken);
+            prop_assert_eq!(Confirm::from(ConfirmLine::from(confirm)), confirm);
+        }
+
+        #[test]
+        fn messages_are_read_as_they_were_written(
+            id in number(u64::MAX),
+            after in number(u64::MAX),
+            ids in ("[A-Za-z0-9._-]{1,64}", "[A-Za-z0-9._-]{1,64}"),
+            is_from_node: bool,
+            body: Vec<u8>,
+        ) {
+            let address = |id| Address { node: "relay.example:1215".parse().unwrap(), id };
+            let (from, to) = (address(ids.0.parse().unwrap()), address(ids.1.parse().unwrap()));
+            let from = is_from_node.then_some(from);
+            let mut out = BytesMut::new();
+            write_header(&mut out, id, after, from.as_ref(), &to);
+            out.extend_from_slice(&body);
+            let mut stream = out.freeze();
+            let line = split_header(&mut stream).unwrap().unwrap();
+            let header: Header<'_> = serde_json::from_slice(&line).unwrap();
+            prop_assert_eq!((header.id, header.after, &stream[..]), (id, after, &body[..]));
+            prop_assert_eq!(header.from.map(|from| from.parse()), from.map(Ok));
+            prop_assert_eq!(header.to.parse(), Ok(to));
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = split_header(&mut Bytes::from(bytes.clone()));
