@@ -188,7 +188,8 @@ pub(crate) fn peer_node(connection: &quinn::Connection, cluster: &str) -> Result
     Ok(name)
 }
 
-fn name_in_certificate(leaf: &EndEntityCert<'_>) -> Result<(String, NodeName), PeerError> {
+/// The cluster and the node in the one URI of a certificate.
+pub(crate) fn name_in_certificate(leaf: &EndEntityCert<'_>) -> Result<(String, NodeName), PeerError> {
     let mut uris = leaf.valid_uri_names();
     match (uris.next(), uris.next()) {
         (Some(uri), None) => parse_node_uri(uri).map(|(cluster, name)| (cluster.to_owned(), name)),
