@@ -17,7 +17,7 @@ usage() {
 }
 
 # The longest input, in bytes: as the tests have it.
-LONGEST=4096
+LONGEST=2048
 # More memory than this is a finding, in MB; and an input that takes longer than this, in seconds.
 MEMORY=1024
 PATIENCE=20

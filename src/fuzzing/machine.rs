@@ -21,7 +21,7 @@ const UNFINISHED: usize = 8;
 const REMEMBERED: usize = 8 * (4 * (BOUNDS.messages + CONFIRM_EVERY as usize) + UNFINISHED);
 
 /// Steps of one program, repetitions counted.
-const STEPS: usize = 2000;
+const STEPS: usize = 1000;
 
 /// The largest message, in bytes: one may go over the bound.
 const LARGEST: usize = 2 * 255;

@@ -283,6 +283,8 @@ pub(crate) enum Malformed {
     NoHeader,
     #[error("a control line over {MAX_CONTROL_LINE} bytes")]
     LongLine,
+    #[error("a line that is not a JSON object")]
+    NoObject,
     #[error("a line that is not the JSON expected: {0}")]
     BadJson(#[from] serde_json::Error),
 }
@@ -336,7 +338,15 @@ pub(crate) fn read_line<L: for<'de> Deserialize<'de>>(buffer: &mut BytesMut) -> 
     if line.len() > MAX_CONTROL_LINE {
         return Err(Malformed::LongLine);
     }
-    Ok(Some(serde_json::from_slice(&line)?))
+    read_object(&line).map(Some)
+}
+
+/// Reads a line, or a header without its line end, as one JSON object: serde would take an array of the values too.
+pub(crate) fn read_object<'a, L: Deserialize<'a>>(line: &'a [u8]) -> Result<L, Malformed> {
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Err(Malformed::NoObject);
+    }
+    Ok(serde_json::from_slice(line)?)
 }
 
 #[cfg(test)]
@@ -433,8 +443,22 @@ mod tests {
         out.extend_from_slice(b"\nbody");
         let mut stream = out.freeze();
         let header = split_header(&mut stream).unwrap().unwrap();
-        let header: Header<'_> = serde_json::from_slice(&header).unwrap();
+        let header: Header<'_> = read_object(&header).unwrap();
         assert_eq!((header.id, header.after, &stream[..]), (7, 5, &b"\nbody"[..]));
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_taken_for_its_values() {
+        for line in ["[\"b:2:bob\",7]", " 7", "", "null"] {
+            let header = read_object::<HeaderFromClient<'_>>(line.as_bytes());
+            assert!(matches!(header, Err(Malformed::NoObject)), "{line}");
+        }
+        let mut control = BytesMut::from("[\"goodbye\"]\n");
+        assert!(matches!(
+            read_line::<FromClient>(&mut control),
+            Err(Malformed::NoObject)
+        ));
+        assert!(read_object::<HeaderFromClient<'_>>(b" \t{\"to\":\"b:2:bob\",\"id\":7} ").is_ok());
     }
 
     #[test]
@@ -536,7 +560,7 @@ mod tests {
             out.extend_from_slice(&body);
             let mut stream = out.freeze();
             let line = split_header(&mut stream).unwrap().unwrap();
-            let header: Header<'_> = serde_json::from_slice(&line).unwrap();
+            let header: Header<'_> = read_object(&line).unwrap();
             prop_assert_eq!((header.id, header.after, &stream[..]), (id, after, &body[..]));
             prop_assert_eq!(header.from.map(|from| from.parse()), from.map(Ok));
             prop_assert_eq!(header.to.parse(), Ok(to));
@@ -547,7 +571,7 @@ mod tests {
             let _ = split_header(&mut Bytes::from(bytes.clone()));
             let _ = read_line::<FromClient>(&mut BytesMut::from(&bytes[..]));
             let _ = read_line::<FromNode>(&mut BytesMut::from(&bytes[..]));
-            let _ = serde_json::from_slice::<Header<'_>>(&bytes);
+            let _ = read_object::<Header<'_>>(&bytes);
         }
     }
 }
