@@ -76,8 +76,9 @@ for target in "${targets[@]}"; do
     mkdir -p "$found" "fuzz/artifacts/$target"
     findings=0
     cargo fuzz run "${build[@]}" "$target" "$found" "fuzz/corpus/$target" -- \
-        "${limit[@]}" "-max_len=$LONGEST" "-rss_limit_mb=$MEMORY" "-timeout=$PATIENCE" -print_final_stats=1 2>&1 \
-        | tee "$log" || findings=1
+        "${limit[@]}" "-max_len=$LONGEST" "-rss_limit_mb=$MEMORY" "-timeout=$PATIENCE" \
+        -verbosity=0 -print_funcs=0 -print_final_stats=1 2>&1 \
+        | sed -u '/^###### Recommended/,/^###### End/d' | tee "$log" || findings=1
     runs="$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")"
     table+=("$(printf '%-16s %14s %9s' "$target" "${runs:-?}" "$findings")")
     ((findings == 0)) || failed+=("$target")

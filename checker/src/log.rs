@@ -219,9 +219,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_words_are_a_line_that_is_read_again_or_none(
-            words in proptest::collection::vec("joined|gone|cut-off|read-all|node-died|sent|seen|told|confirms|delivered|refused|[0-9]{1,21}|\\PC{0,9}", 0..8)
+            at in "[0-9]{1,21}",
+            event in "joined|gone|cut-off|read-all|node-died|sent|seen|told",
+            words in proptest::collection::vec("confirms|written|delivered|refused|unknown|[0-9]{1,21}|\\PC{0,9}", 0..6),
         ) {
-            if let Ok(line) = words.join(" ").parse::<Line>() {
+            let text = format!("{at} {event} {}", words.join(" "));
+            if let Ok(line) = text.parse::<Line>() {
                 prop_assert_eq!(line.to_string().parse(), Ok(line));
             }
         }
