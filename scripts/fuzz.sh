@@ -52,9 +52,7 @@ heading "What the fuzzer needs"
 need_rust
 # libFuzzer is C++.
 command -v c++ >/dev/null || install_packages "a C++ compiler is missing" g++
-if ! cargo fuzz --version >/dev/null 2>&1; then
-    cargo install cargo-fuzz --locked
-fi
+need_cargo_command fuzz
 cargo fuzz --version
 
 heading "Building the targets"

@@ -58,11 +58,7 @@ else
 fi
 
 heading "Dependencies: cargo deny"
-if ! cargo deny --version >/dev/null 2>&1; then
-    # Measured on two cores: 50 s of processor time in place of 220, for a check that takes a second either way.
-    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-        cargo install cargo-deny --locked --no-default-features
-fi
+need_cargo_command deny --no-default-features
 cargo deny --locked --workspace check licenses bans sources
 cargo deny --locked --manifest-path fuzz/Cargo.toml --config deny.toml check licenses bans sources
 
