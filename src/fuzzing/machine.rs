@@ -52,6 +52,7 @@ enum Step {
         length: u8,
         failed: bool,
     },
+    /// Far behind the reports that were told is none of them.
     Confirm {
         below: i8,
         reports: i8,
@@ -248,7 +249,7 @@ impl Play {
             Step::Confirm { below, reports } => {
                 let confirm = Confirm {
                     below: near(self.next, below),
-                    reports: near(self.reports, reports),
+                    reports: if reports < -64 { 0 } else { near(self.reports, reports) },
                 };
                 self.confirm(confirm)?;
             }
