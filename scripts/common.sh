@@ -38,6 +38,18 @@ need_rust() {
     command -v cc >/dev/null || install_packages "a C compiler is missing" gcc libc6-dev
 }
 
+# Makes sure that cargo has a command, from the package of that name.
+#   need_cargo_command NAME [OPTION…]
+need_cargo_command() {
+    local name="$1"
+    shift
+    cargo "$name" --version >/dev/null 2>&1 && return
+    heading "Installing cargo-$name"
+    # Not optimised, it is built in less than half of the time, and what it does here takes a second either way.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo install "cargo-$name" --locked "$@"
+}
+
 # Waits until a command succeeds. Fails when DEADLINE seconds are over, or at once when a process is gone.
 #   await PID COMMAND…
 await() {

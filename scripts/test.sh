@@ -57,8 +57,14 @@ else
     echo "not a git work tree: what is in git is not checked"
 fi
 
+heading "Dependencies: cargo deny"
+need_cargo_command deny --no-default-features
+cargo deny --locked --workspace check licenses bans sources
+cargo deny --locked --manifest-path fuzz/Cargo.toml --config deny.toml check licenses bans sources
+
 heading "Format"
 cargo fmt --all --check
+cargo fmt --manifest-path fuzz/Cargo.toml --check
 echo "formatted"
 
 heading "Clippy"
@@ -72,6 +78,9 @@ heading "Tests: ${runner[*]}"
 
 heading "Documentation's examples: cargo test --doc"
 cargo test --doc --locked 2>&1 | tee -a "$totals"
+
+heading "Hostile input: scripts/fuzz.sh --seconds 5"
+scripts/fuzz.sh --seconds 5
 
 heading "All passed"
 grep -E '^ *Summary |^test result: ' "$totals"

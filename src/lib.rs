@@ -26,6 +26,7 @@
 //! | `clients` `tcp` `quic` | sessions of clients | |
 //! | `node` | binds, starts and ends everything | |
 //! | `client` | the library for programs that are clients | |
+//! | `fuzzing` | hostile input for every reader, in tests and for the fuzzer alone | no I/O |
 //!
 //! Imports go from the bottom of the table to its top (`link` and `router` alone know each other). `docs/architecture.md` follows a message through the files.
 
@@ -46,6 +47,9 @@ mod descriptors;
 mod endpoint;
 mod exchange;
 mod flow;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ids;
 mod keyring;
 mod link;

@@ -231,7 +231,7 @@ async fn turn_away(mut socket: TcpStream, code: Code, text: &str) {
 
 /// After this many bytes it is certain whether a client speaks another protocol: the longest word that tells is
 /// `OPTIONS ` with its space.
-const STRANGER_BYTES: usize = 8;
+pub(crate) const STRANGER_BYTES: usize = 8;
 
 /// After this silence the system asks a client's host whether the connection is still there, and ends it if not: a host
 /// that vanished would hold its place for ever, as nothing is written to who gets no message.

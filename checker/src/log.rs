@@ -181,6 +181,7 @@ pub fn by_code(lines: &[Line]) -> BTreeMap<(&'static str, &str), u64> {
 mod tests {
     use super::*;
     use crate::{Breach, Rules, check};
+    use proptest::prelude::*;
 
     const A: &str = "1 joined n:1:a 0 confirms 1\n5 sent 1 n:1:a n:2:b\n9 told 1 delivered\n";
     const B: &str = "2 joined n:2:b 1 written 2\n7 seen 1 n:1:a n:2:b\n";
@@ -212,6 +213,20 @@ mod tests {
             "1 gone",
         ] {
             assert!(text.parse::<Line>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_a_line_that_is_read_again_or_none(
+            at in "[0-9]{1,21}",
+            event in "joined|gone|cut-off|read-all|node-died|sent|seen|told",
+            words in proptest::collection::vec("confirms|written|delivered|refused|unknown|[0-9]{1,21}|\\PC{0,9}", 0..6),
+        ) {
+            let text = format!("{at} {event} {}", words.join(" "));
+            if let Ok(line) = text.parse::<Line>() {
+                prop_assert_eq!(line.to_string().parse(), Ok(line));
+            }
         }
     }
 

@@ -171,7 +171,7 @@ impl Codec for ClientCodec {
         let line = wire::split_header(&mut stream)
             .map_err(Malformed::new)?
             .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
-        let header: Header<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
+        let header: Header<'_> = wire::read_object(&line).map_err(Malformed::new)?;
         let from = header
             .from
             .ok_or_else(|| Malformed::new("a message without a sender"))?

@@ -21,6 +21,8 @@ mod sender;
 mod window;
 
 #[cfg(test)]
+pub(crate) mod any;
+#[cfg(test)]
 mod simulation;
 
 use std::time::{Duration, Instant};
@@ -28,6 +30,9 @@ use std::time::{Duration, Instant};
 pub(crate) use ranges::RangeSet;
 pub(crate) use receiver::{Receiver, Report, Taken};
 pub(crate) use sender::{Bounds, Sender};
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use sender::CONFIRM_EVERY;
 
 use crate::outcome::Outcome;
 

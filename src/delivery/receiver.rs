@@ -8,11 +8,11 @@ use super::{Bounds, Confirm, Failure, Violation};
 use crate::outcome::Outcome;
 
 /// The most ranges or failures one [`Report`] carries, so that a control frame stays small. Tests reach a small one.
-const REPORT_LIMIT: usize = if cfg!(test) { 2 } else { 1024 };
+const REPORT_LIMIT: usize = if cfg!(any(test, fuzzing)) { 2 } else { 1024 };
 
 /// How many runs of delivered messages, not told yet, are looked through for those that follow each other. Tests reach a
 /// small one.
-const PUT_TOGETHER_FROM: usize = if cfg!(test) { 4 } else { 4096 };
+const PUT_TOGETHER_FROM: usize = if cfg!(any(test, fuzzing)) { 4 } else { 4096 };
 
 /// How messages ended, as told to their sender.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,6 +52,8 @@ pub(crate) struct Receiver<M> {
     reports: u64,
     /// The failed numbers of each of them that had some and is not confirmed, by which report it was.
     told: VecDeque<(u64, Vec<u64>)>,
+    /// How many numbers that are.
+    told_failures: usize,
     /// What the sender confirmed last: every number below `below` is settled there.
     confirmed: Confirm,
     /// What is still to be told on the present connection.
@@ -75,6 +77,7 @@ impl<M> Receiver<M> {
             failures: BTreeMap::new(),
             reports: 0,
             told: VecDeque::new(),
+            told_failures: 0,
             confirmed: Confirm::default(),
             report: Report::default(),
             put_together_at: PUT_TOGETHER_FROM,
@@ -124,7 +127,16 @@ impl<M> Receiver<M> {
                 .messages
                 .saturating_add(CONFIRM_EVERY as usize)
                 .saturating_mul(4);
-            if self.taken.ranges().len() >= unconfirmed || self.failures.len() >= unconfirmed {
+            // To confirm numbers is not enough: what was told is kept until its report is confirmed, and what is to be told
+            // until the report is taken.
+            let kept = [
+                self.taken.ranges().len(),
+                self.failures.len(),
+                self.told_failures,
+                self.report.failed.len(),
+                self.report.delivered.len(),
+            ];
+            if kept.iter().any(|&kept| kept >= unconfirmed) {
                 return Err(Violation::OverBounds);
             }
             self.take(number, message, taken);
@@ -192,7 +204,8 @@ impl<M> Receiver<M> {
                 self.failures.remove(&failure.number);
             }
         } else if !report.failed.is_empty() {
-            let failed = report.failed.iter().map(|failure| failure.number).collect();
+            let failed: Vec<_> = report.failed.iter().map(|failure| failure.number).collect();
+            self.told_failures += failed.len();
             self.told.push_back((self.reports, failed));
         }
         self.reports += 1;
@@ -206,6 +219,7 @@ impl<M> Receiver<M> {
             return Err(Violation::NeverSent);
         }
         while let Some((_, failed)) = self.told.pop_front_if(|(report, _)| *report < confirm.reports) {
+            self.told_failures -= failed.len();
             for number in failed {
                 self.failures.remove(&number);
             }
@@ -289,19 +303,27 @@ impl<M> Receiver<M> {
 
     fn forget_told(&mut self) {
         self.told.clear();
+        self.told_failures = 0;
         (self.reports, self.confirmed.reports) = (0, 0);
     }
 
     /// How many messages wait for the one they name.
-    #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn held(&self) -> usize {
         self.held.len()
     }
 
+    /// What those messages count, in bytes.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// How many entries are kept of messages that have ended, apart from the two marks.
-    #[cfg(test)]
-    pub(super) fn remembered(&self) -> usize {
-        self.failures.len() + self.told.len() + self.taken.ranges().len() + self.ended.ranges().len()
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn remembered(&self) -> usize {
+        let to_tell = self.report.delivered.len() + self.report.failed.len();
+        self.failures.len() + self.told_failures + to_tell + self.taken.ranges().len() + self.ended.ranges().len()
     }
 
     fn take(&mut self, number: u64, message: M, taken: &mut Vec<Taken<M>>) {
@@ -412,6 +434,24 @@ mod tests {
             );
         }
         assert_eq!(message(&mut gaps, 20 + 2 * most, 0, ""), Err(Violation::OverBounds));
+    }
+
+    #[test]
+    fn who_confirms_ends_without_taking_reports_has_no_more_of_them_kept() {
+        for takes_reports in [false, true] {
+            let mut receiver = receiver();
+            let played = (1..1000).try_for_each(|number| {
+                message(&mut receiver, number, 0, "")?;
+                // Every other one, so that the delivered ones make no run.
+                receiver.finish(0, number, if number % 2 == 0 { GONE } else { Outcome::Delivered });
+                if takes_reports {
+                    assert!(receiver.poll_report().is_some());
+                }
+                let below = number + 1;
+                receiver.confirm(Confirm { below, reports: 0 })
+            });
+            assert_eq!(played, Err(Violation::OverBounds), "{takes_reports}");
+        }
     }
 
     #[test]

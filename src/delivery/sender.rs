@@ -10,7 +10,7 @@ use crate::outcome::{Code, Outcome};
 
 /// How many settled messages, or failures, may go unconfirmed while messages flow. It bounds what the other side
 /// remembers of ended messages, at one small control frame for so many. Tests reach a small one.
-pub(super) const CONFIRM_EVERY: u64 = if cfg!(test) { 3 } else { 1024 };
+pub(crate) const CONFIRM_EVERY: u64 = if cfg!(any(test, fuzzing)) { 3 } else { 1024 };
 
 /// How much a sender may keep unsettled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 /// Below this many slots the ring is not worth thinning. Tests reach a small one.
-const SPARSE_FROM: usize = if cfg!(test) { 2 } else { 4096 };
+const SPARSE_FROM: usize = if cfg!(any(test, fuzzing)) { 2 } else { 4096 };
 
 /// Values numbered in the order they are added, removed in any order.
 ///

@@ -183,7 +183,7 @@ fn choose_backend() {
 
 impl Keys {
     /// Keys of 32 bytes each (Ed25519), and a secret of at least as many.
-    pub(super) fn new(public: &[[u8; 32]], secret: Option<&[u8]>) -> Self {
+    pub(crate) fn new(public: &[[u8; 32]], secret: Option<&[u8]>) -> Self {
         choose_backend();
         let public = public
             .iter()

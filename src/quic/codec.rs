@@ -39,7 +39,7 @@ impl Codec for NodeCodec {
         let line = wire::split_header(&mut stream)
             .map_err(Malformed::new)?
             .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
-        let header: HeaderFromClient<'_> = serde_json::from_slice(&line).map_err(Malformed::new)?;
+        let header: HeaderFromClient<'_> = wire::read_object(&line).map_err(Malformed::new)?;
         let message = match header.to.parse() {
             _ if !whole || stream.len() > self.max_message => Err(Code::TooLarge),
             Ok(to) => Ok(Message {

@@ -312,6 +312,8 @@ pub(crate) enum Malformed {
     NoHeader,
     #[error("a control line over {MAX_CONTROL_LINE} bytes")]
     LongLine,
+    #[error("a line that is not a JSON object")]
+    NoObject,
     #[error("a line that is not the JSON expected: {0}")]
     BadJson(#[from] serde_json::Error),
 }
@@ -365,12 +367,22 @@ pub(crate) fn read_line<L: for<'de> Deserialize<'de>>(buffer: &mut BytesMut) -> 
     if line.len() > MAX_CONTROL_LINE {
         return Err(Malformed::LongLine);
     }
-    Ok(Some(serde_json::from_slice(&line)?))
+    read_object(&line).map(Some)
+}
+
+/// Reads a line, or a header without its line end, as one JSON object: serde would take an array of the values too.
+pub(crate) fn read_object<'a, L: Deserialize<'a>>(line: &'a [u8]) -> Result<L, Malformed> {
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Err(Malformed::NoObject);
+    }
+    Ok(serde_json::from_slice(line)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::any::{confirm, number, report, taken};
+    use proptest::option;
     use proptest::prelude::*;
 
     fn line(value: &impl Serialize) -> String {
@@ -469,8 +481,22 @@ mod tests {
         out.extend_from_slice(b"\nbody");
         let mut stream = out.freeze();
         let header = split_header(&mut stream).unwrap().unwrap();
-        let header: Header<'_> = serde_json::from_slice(&header).unwrap();
+        let header: Header<'_> = read_object(&header).unwrap();
         assert_eq!((header.id, header.after, &stream[..]), (7, 5, &b"\nbody"[..]));
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_taken_for_its_values() {
+        for line in ["[\"b:2:bob\",7]", " 7", "", "null"] {
+            let header = read_object::<HeaderFromClient<'_>>(line.as_bytes());
+            assert!(matches!(header, Err(Malformed::NoObject)), "{line}");
+        }
+        let mut control = BytesMut::from("[\"goodbye\"]\n");
+        assert!(matches!(
+            read_line::<FromClient>(&mut control),
+            Err(Malformed::NoObject)
+        ));
+        assert!(read_object::<HeaderFromClient<'_>>(b" \t{\"to\":\"b:2:bob\",\"id\":7} ").is_ok());
     }
 
     #[test]
@@ -486,13 +512,110 @@ mod tests {
         assert_eq!(read_line::<FromClient>(&mut control).unwrap(), None);
     }
 
+    fn token() -> impl Strategy<Value = Token> {
+        any::<String>().prop_map(Token)
+    }
+
+    fn any_line_of_a_client() -> impl Strategy<Value = FromClient> {
+        let resume = (any::<String>(), taken(u64::MAX)).prop_map(|(token, taken)| Resume {
+            token,
+            taken: taken.into(),
+        });
+        prop_oneof![
+            (any::<u32>(), any::<bool>(), option::of(resume), option::of(token())).prop_map(
+                |(version, resumable, resume, token)| FromClient::Hello {
+                    version,
+                    resumable,
+                    resume,
+                    token,
+                }
+            ),
+            token().prop_map(|token| FromClient::Login { token }),
+            report(u64::MAX).prop_map(|report| FromClient::Receipt(report.into())),
+            confirm(u64::MAX).prop_map(|confirm| FromClient::Confirm(confirm.into())),
+            Just(FromClient::Goodbye),
+        ]
+    }
+
+    fn any_line_of_a_node() -> impl Strategy<Value = FromNode> {
+        let window = any::<(usize, usize, usize)>().prop_map(|(messages, bytes, conversation_bytes)| Window {
+            messages,
+            bytes,
+            conversation_bytes,
+        });
+        let resume = any::<(String, u64)>().prop_map(|(token, grace_ms)| ResumeOffer { token, grace_ms });
+        let welcome = (
+            any::<(u32, String, usize)>(),
+            window,
+            option::of(resume),
+            option::of(taken(u64::MAX)),
+        );
+        prop_oneof![
+            welcome.prop_map(|((version, address, max_message), window, resume, taken)| {
+                let taken = taken.map(Taken::from);
+                FromNode::Welcome(Welcome {
+                    version,
+                    address,
+                    max_message,
+                    window,
+                    resume,
+                    taken,
+                })
+            }),
+            report(u64::MAX).prop_map(|report| FromNode::Receipt(report.into())),
+            confirm(u64::MAX).prop_map(|confirm| FromNode::Confirm(confirm.into())),
+            any::<(String, String)>().prop_map(|(code, text)| FromNode::Error { code, text }),
+            Just(FromNode::GoingAway),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn control_lines_are_read_as_they_were_written(ours in any_line_of_a_client(), theirs in any_line_of_a_node()) {
+            let mut out = BytesMut::new();
+            write_line(&mut out, &ours);
+            write_line(&mut out, &theirs);
+            prop_assert_eq!(out.iter().filter(|&&byte| byte == b'\n').count(), 2);
+            prop_assert_eq!(read_line(&mut out).unwrap(), Some(ours));
+            prop_assert_eq!(read_line(&mut out).unwrap(), Some(theirs));
+            prop_assert!(out.is_empty());
+        }
+
+        #[test]
+        fn what_the_machine_says_survives_json(report in report(u64::MAX), taken in taken(u64::MAX), confirm in confirm(u64::MAX)) {
+            prop_assert_eq!(Report::from(Receipt::from(report.clone())), report);
+            prop_assert_eq!(RangeSet::from(Taken::from(taken.clone())), taken);
+            prop_assert_eq!(Confirm::from(ConfirmLine::from(confirm)), confirm);
+        }
+
+        #[test]
+        fn messages_are_read_as_they_were_written(
+            id in number(u64::MAX),
+            after in number(u64::MAX),
+            ids in ("[A-Za-z0-9._-]{1,64}", "[A-Za-z0-9._-]{1,64}"),
+            is_from_node: bool,
+            body: Vec<u8>,
+        ) {
+            let address = |id| Address { node: "relay.example:1215".parse().unwrap(), id };
+            let (from, to) = (address(ids.0.parse().unwrap()), address(ids.1.parse().unwrap()));
+            let from = is_from_node.then_some(from);
+            let mut out = BytesMut::new();
+            write_header(&mut out, id, after, from.as_ref(), &to);
+            out.extend_from_slice(&body);
+            let mut stream = out.freeze();
+            let line = split_header(&mut stream).unwrap().unwrap();
+            let header: Header<'_> = read_object(&line).unwrap();
+            prop_assert_eq!((header.id, header.after, &stream[..]), (id, after, &body[..]));
+            prop_assert_eq!(header.from.map(|from| from.parse()), from.map(Ok));
+            prop_assert_eq!(header.to.parse(), Ok(to));
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = split_header(&mut Bytes::from(bytes.clone()));
             let _ = read_line::<FromClient>(&mut BytesMut::from(&bytes[..]));
             let _ = read_line::<FromNode>(&mut BytesMut::from(&bytes[..]));
-            let _ = serde_json::from_slice::<Header<'_>>(&bytes);
+            let _ = read_object::<Header<'_>>(&bytes);
         }
     }
 }

@@ -6,7 +6,7 @@ use memchr::memchr;
 const READ_MIN: usize = 4 * 1024;
 
 /// The most room made for one read, unless a line that is already longer needs more.
-const READ_MAX: usize = 64 * 1024;
+pub(crate) const READ_MAX: usize = 64 * 1024;
 
 /// Splits a stream of bytes into lines, each ended by `\n` or `\r\n`.
 ///
@@ -259,6 +259,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_line_without_end_is_refused_within_the_limit_and_one_read(limit in 0usize..200_000, reads in any::<u64>()) {
+            let mut lines = Lines::new(limit);
+            for read in 0.. {
+                let buffer = lines.buffer();
+                prop_assert!(buffer.capacity() <= limit + 1 + READ_MAX);
+                // Some reads fill the room there is, others bring little.
+                let room = buffer.capacity() - buffer.len();
+                let brought = if reads >> (read % 64) & 1 == 0 { room } else { room.min(1000) };
+                buffer.resize(buffer.len() + brought, b'x');
+                let length = buffer.len();
+                match lines.next_line() {
+                    Ok(None) => prop_assert!(length <= limit),
+                    end => {
+                        prop_assert_eq!(end, Err(TooLong { limit }));
+                        prop_assert!(length > limit);
+                        break;
+                    }
+                }
+            }
+        }
+
         #[test]
         fn how_it_is_cut_does_not_matter(
             limit in 0usize..8,

@@ -844,6 +844,15 @@ mod tests {
         }
 
         #[test]
+        fn an_error_is_one_harmless_line_of_text(code in proptest::sample::select(&Code::ALL[..]), text in body()) {
+            let text = String::from_utf8_lossy(&text);
+            let error = written(|out| write_error(out, Format::Text, code, &text));
+            prop_assert!(is_one_harmless_line(&error, "\r\n"));
+            let start = format!("error : {code} : ");
+            prop_assert!(error.starts_with(&start));
+        }
+
+        #[test]
         fn errors_and_receipts_are_harmless_json(id: String, text in body()) {
             let text = String::from_utf8_lossy(&text);
             let error = written(|out| write_error(out, Format::Json, Code::TooLarge, &text));

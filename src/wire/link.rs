@@ -20,6 +20,9 @@ pub(crate) const MAX_FRAME: usize = 8 << 20;
 /// The most a message's stream holds beside its body, in bytes.
 pub(crate) const MAX_HEADER: usize = 8 + 8 + 2 * (1 + crate::address::MAX_CLIENT_ID);
 
+/// The largest number of a message: it and the one that follows it can be written.
+pub(crate) const MAX_NUMBER: u64 = varint::MAX - 1;
+
 /// Frames of this kind and above may be skipped.
 const IGNORABLE: u64 = 64;
 
@@ -99,7 +102,9 @@ pub(crate) fn write_header(out: &mut BytesMut, number: u64, after: u64, from: &C
 
 /// Reads a stream that has ended. The body is a slice of it.
 pub(crate) fn read_message(mut stream: Bytes) -> Result<Parcel, Malformed> {
-    let number = varint::read(&mut stream).ok_or(Malformed::BadHeader)?;
+    let number = varint::read(&mut stream)
+        .filter(|&number| number <= MAX_NUMBER)
+        .ok_or(Malformed::BadHeader)?;
     let distance = varint::read(&mut stream).ok_or(Malformed::BadHeader)?;
     let after = match distance {
         0 => 0,
@@ -221,6 +226,10 @@ pub(crate) fn read_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Malform
 
 fn read_content(kind: u64, content: &mut Bytes) -> Result<Option<Frame>, Malformed> {
     let number = |content: &mut Bytes| varint::read(content).ok_or(Malformed::BadFrame);
+    let further = |content: &mut Bytes, from: u64| {
+        let sum = from.checked_add(number(content)?).filter(|&sum| sum <= MAX_NUMBER);
+        sum.ok_or(Malformed::BadFrame)
+    };
     let size = |content: &mut Bytes| usize::try_from(number(content)?).map_err(|_| Malformed::BadFrame);
     // With a bound of 0 nothing could ever pass, and those who have something to send would wait for ever.
     let bound = |content: &mut Bytes| {
@@ -242,8 +251,8 @@ fn read_content(kind: u64, content: &mut Bytes) -> Result<Option<Frame>, Malform
             let mut end = below;
             let mut ranges = Vec::new();
             while content.has_remaining() {
-                let first = end.checked_add(number(content)?).ok_or(Malformed::BadFrame)?;
-                let last = first.checked_add(number(content)?).ok_or(Malformed::BadFrame)?;
+                let first = further(content, end)?;
+                let last = further(content, first)?;
                 ranges.push((first, last));
                 end = last;
             }
@@ -253,7 +262,7 @@ fn read_content(kind: u64, content: &mut Bytes) -> Result<Option<Frame>, Malform
             let mut report = Report::default();
             for _ in 0..number(content)? {
                 let first = number(content)?;
-                let last = first.checked_add(number(content)?).ok_or(Malformed::BadFrame)?;
+                let last = further(content, first)?;
                 report.delivered.push((first, last));
             }
             while content.has_remaining() {
@@ -285,6 +294,7 @@ fn read_content(kind: u64, content: &mut Bytes) -> Result<Option<Frame>, Malform
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::any::{confirm, number, report, taken};
     use proptest::prelude::*;
 
     fn golden() -> Vec<(Frame, &'static str)> {
@@ -387,7 +397,80 @@ mod tests {
         );
     }
 
+    #[test]
+    fn numbers_that_could_not_be_written_again_are_malformed() {
+        for frame in [
+            "0312 ffffffffffffffff 00 ffffffffffffffff 00",
+            "0312 01 fffffffffffffffe 01 00",
+            "0409 01 fffffffffffffffe 01",
+        ] {
+            let mut frame = BytesMut::from(&hex(frame)[..]);
+            frame[1] = frame.len() as u8 - 2;
+            assert_eq!(read_frame(&mut frame), Err(Malformed::BadFrame));
+        }
+        let message = |number| [&hex(number)[..], &hex("00 01 61 01 62")].concat();
+        assert!(read_message(message("fffffffffffffffe").into()).is_ok());
+        assert_eq!(
+            read_message(message("ffffffffffffffff").into()),
+            Err(Malformed::BadHeader)
+        );
+    }
+
+    fn any_frame() -> impl Strategy<Value = Frame> {
+        // What a peer keeps is more than nothing, and fits a varint.
+        let bound = || number(varint::MAX).prop_map(|bound| bound.max(1) as usize);
+        let hello = (number(varint::MAX), any::<u64>(), number(varint::MAX), bound(), bound());
+        prop_oneof![
+            hello.prop_map(|(version, epoch, live, messages, bytes)| {
+                let bounds = Bounds { messages, bytes };
+                Frame::Hello(Hello {
+                    version,
+                    epoch,
+                    live,
+                    bounds,
+                })
+            }),
+            number(varint::MAX).prop_map(Frame::Adopt),
+            taken(MAX_NUMBER).prop_map(|taken| Frame::Control(Control::Sync(taken))),
+            report(MAX_NUMBER).prop_map(|report| Frame::Control(Control::Report(report))),
+            confirm(varint::MAX).prop_map(|confirm| Frame::Control(Control::Confirm(confirm))),
+            number(varint::MAX).prop_map(Frame::Ping),
+            number(varint::MAX).prop_map(Frame::Pong),
+            Just(Frame::Goodbye),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn frames_are_read_as_they_were_written(frames in proptest::collection::vec(any_frame(), 0..4)) {
+            let mut out = BytesMut::new();
+            for frame in &frames {
+                write_frame(&mut out, frame);
+            }
+            for frame in frames {
+                prop_assert_eq!(read_frame(&mut out), Ok(Some(frame)));
+            }
+            prop_assert!(out.is_empty());
+        }
+
+        #[test]
+        fn messages_are_read_as_they_were_written(
+            number in number(MAX_NUMBER),
+            before in number(MAX_NUMBER),
+            from in "[A-Za-z0-9._-]{1,64}",
+            to in "[A-Za-z0-9._-]{1,64}",
+            body: Vec<u8>,
+        ) {
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            let after = if before < number { before } else { 0 };
+            let mut out = BytesMut::new();
+            write_header(&mut out, number, after, &from, &to);
+            prop_assert!(out.len() <= MAX_HEADER);
+            out.put_slice(&body);
+            let body = body.into();
+            prop_assert_eq!(read_message(out.freeze()), Ok(Parcel { number, after, from, to, body }));
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..20, value: u8) {
             let _ = read_message(Bytes::from(bytes.clone()));

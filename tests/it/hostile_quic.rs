@@ -84,6 +84,7 @@ async fn a_header_that_is_none() {
     put_out_for(b"{\"to\":17,\"id\":1}\nbody").await;
     put_out_for(b"{\"to\":\"127.0.0.1:1:111111\"}\nbody").await;
     put_out_for(b"{\"to\":\"127.0.0.1:1:111111\",\"id\":0}\nbody").await;
+    put_out_for(b"[\"127.0.0.1:1:111111\",1]\nbody").await;
 }
 
 #[tokio::test]
@@ -167,6 +168,40 @@ async fn a_body_over_the_limit_is_not_even_sent() {
     client.send(other.address(), vec![0; 1000]).await.unwrap();
     let event = crate::support::within("the message", other.receive()).await;
     assert!(matches!(event, Some(trunkline::client::Event::Message(message)) if message.body.len() == 1000));
+}
+
+/// A node keeps what it told of failures until the client says that it came.
+#[tokio::test]
+async fn a_client_that_never_confirms_receipts_is_put_out() {
+    const AT_ONCE: u64 = 16;
+    let cluster = Cluster::start_with(1, |config| config.limits.client_messages = AT_ONCE as usize).await;
+    let (mut client, _) = RawQuic::join_resumable(cluster.nodes[0].quic_addr(), &cluster.certs, None).await;
+    let mut told = 0;
+    'sending: loop {
+        for id in told + 1..=told + AT_ONCE {
+            let header = json!({"to": "127.0.0.1:9:111111", "id": id});
+            let Ok(mut stream) = client.connection.open_uni().await else {
+                break 'sending;
+            };
+            // The node may close the connection in the middle of it.
+            let _ = stream.write_all(format!("{header}\n").as_bytes()).await;
+            let _ = stream.finish();
+        }
+        let all = told + AT_ONCE;
+        while told < all {
+            let Some(line) = client.hear().await else {
+                break 'sending;
+            };
+            told += line["failed"].as_array().map_or(0, |failed| failed.len() as u64);
+        }
+        let confirm = json!({"cmd": "confirm", "below": told + 1, "receipts": 0});
+        if client.send.write_all(format!("{confirm}\n").as_bytes()).await.is_err() {
+            break;
+        }
+        assert!(told <= 4 * (AT_ONCE + 1024), "{told}");
+    }
+    assert_eq!(client.closed().await.0, PROTOCOL);
+    assert!(told >= 4 * 1024, "{told}");
 }
 
 #[tokio::test]
