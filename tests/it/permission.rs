@@ -833,5 +833,9 @@ async fn tokens_are_made_shown_and_used_by_the_commands() {
     }
     let ended = Process::trunkline(&[&send[..], &["hello"]].concat()).ended().await;
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("not-allowed"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--token"), "{}", ended.stderr);
+    std::fs::remove_file(certs.dir().join("token.pem")).unwrap();
+    let ended = listening.ended().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("expired or is not accepted"), "{}", ended.stderr);
 }
