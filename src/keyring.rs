@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::address::Address;
-use crate::permission::{Grant, KeyFileError, KeyPrint, Keys, Login, Stamps, TokenError, read_keys};
+use crate::permission::{Fingerprint, Grant, KeyFileError, Keys, Login, Stamps, TokenError, read_keys};
 use crate::phase::{Follow, Phase};
 
 /// How often the files, and who is on the roll, are looked at.
@@ -39,7 +39,7 @@ pub(crate) struct Keyring {
 /// Someone who was let in by a token.
 #[derive(Debug)]
 struct Listed {
-    key: KeyPrint,
+    key: Fingerprint,
     until: Option<SystemTime>,
     over: CancellationToken,
 }
@@ -226,10 +226,10 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::permission::{Order, Permissions, Signature, issue};
+    use crate::permission::{NewToken, Permissions, SigningKey, issue};
 
     fn token(dir: &Path, seconds: u64) -> String {
-        let order = Order {
+        let wanted = NewToken {
             subject: "bob".parse().unwrap(),
             cluster: "test".to_owned(),
             life: Duration::from_secs(seconds),
@@ -238,7 +238,7 @@ mod tests {
                 ..Permissions::default()
             },
         };
-        issue(dir, order, Signature::Key).unwrap().token
+        issue(dir, wanted, SigningKey::Private).unwrap().token
     }
 
     #[tokio::test]

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use trunkline::client::{Event, Receipt, SendError};
 use trunkline::{Address, Client, Outcome};
 
-use super::ClientArgs;
 use super::terminal::{paint, stdout_takes_colours};
+use super::{ClientArgs, gone};
 
 const GREEN: u8 = 32;
 const RED: u8 = 31;
@@ -127,7 +127,7 @@ async fn talk(
                 }
                 Some(_) => {}
                 None => {
-                    let text = screen.paint("the node is gone", RED);
+                    let text = screen.paint(&gone(client), RED);
                     screen.show(&text);
                     return true;
                 }

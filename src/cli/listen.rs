@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use trunkline::client::{Event, Received};
 
-use super::ClientArgs;
+use super::{ClientArgs, gone};
 
 /// Print what comes in, one line a message, until interrupted or the node is gone.
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub(crate) async fn run(args: ListenArgs) -> anyhow::Result<ExitCode> {
                 }
             }
             Some(_) => {}
-            None => anyhow::bail!("the node is gone"),
+            None => anyhow::bail!(gone(&client)),
         }
     }
 }

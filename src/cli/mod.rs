@@ -124,6 +124,14 @@ impl ClientArgs {
     }
 }
 
+/// What to say when nothing more comes.
+fn gone(client: &Client) -> String {
+    match client.ended_because() {
+        Some(why) => format!("the node has ended this: {why}"),
+        None => "the node is gone".to_owned(),
+    }
+}
+
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -1,14 +1,14 @@
 //! `trunkline token`: makes tokens, and says what one is worth.
 
 use std::io::{BufRead as _, Read as _};
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use trunkline::address::ClientId;
-use trunkline::permission::{Order, Permissions, Signature, issue, show};
+use trunkline::permission::{NewToken, Permissions, SigningKey, issue, show};
 use trunkline::{Pattern, certs};
 
 /// Make a token, which lets a client in at nodes that run with `--clients token`; or show one.
@@ -48,7 +48,7 @@ pub(crate) struct TokenArgs {
 
     /// How many bytes of messages a second, likewise
     #[arg(long, value_name = "BYTES")]
-    byte_rate: Option<NonZeroU64>,
+    byte_rate: Option<NonZeroU32>,
 
     /// Sign with the secret token.secret (HS256) in place of token.key
     #[arg(long)]
@@ -112,7 +112,7 @@ pub(crate) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
             }
         });
     };
-    let order = Order {
+    let wanted = NewToken {
         subject,
         cluster: args.cluster,
         life,
@@ -123,8 +123,12 @@ pub(crate) fn run(args: TokenArgs) -> anyhow::Result<ExitCode> {
             byte_rate: args.byte_rate,
         },
     };
-    let signature = if args.secret { Signature::Secret } else { Signature::Key };
-    let issued = issue(&args.certs, order, signature)?;
+    let key = if args.secret {
+        SigningKey::Secret
+    } else {
+        SigningKey::Private
+    };
+    let issued = issue(&args.certs, wanted, key)?;
     if let [private, public] = issued.made.as_slice() {
         eprintln!(
             "made {}, to be kept here, and {}, to go to every node",

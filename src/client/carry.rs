@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use tokio_util::sync::CancellationToken;
 
 use super::way::{Way, come_back};
 use super::{NOT_SEEN, Queued, Received, Shared};
 use crate::address::Address;
-use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Frame, Handler, Heard, Malformed, close};
+use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Ended, Frame, Handler, Heard, Malformed, close};
 use crate::config::Limits;
 use crate::delivery::{Control, RangeSet};
 use crate::exchange::{Incoming, Settled};
@@ -74,6 +74,7 @@ pub(super) async fn carry(
             break;
         };
         if !ended.is_break() {
+            *shared.ended_because.lock() = said(&ended);
             break;
         }
         let again = tokio::select! {
@@ -94,6 +95,16 @@ pub(super) async fn carry(
     shared.end(shared.exchange.give_up(Code::NodeUnreachable));
     shared.renewal.lock().take();
     shared.events.lock().take();
+}
+
+/// Why the node has closed the connection, if it said so, safe to be printed.
+fn said(ended: &Ended) -> Option<String> {
+    match ended {
+        Ended::Lost(ConnectionError::ApplicationClosed(closed)) if closed.error_code != close::DONE => {
+            Some(String::from_utf8_lossy(&closed.reason).escape_debug().to_string())
+        }
+        _ => None,
+    }
 }
 
 /// Passes on what comes from the node.

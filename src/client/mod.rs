@@ -98,6 +98,8 @@ struct Shared {
     /// Whose turn it is to show one.
     renewing: Arc<tokio::sync::Mutex<()>>,
     closed: AtomicBool,
+    /// What the node said of it.
+    ended_because: Mutex<Option<String>>,
 }
 
 /// A token on its way to the node.
@@ -413,6 +415,7 @@ impl Client {
             renewal: Mutex::new(None),
             renewing: Arc::default(),
             closed: AtomicBool::new(false),
+            ended_because: Mutex::new(None),
         });
         let stop = CancellationToken::new();
         let carry = carry(Arc::clone(&shared), way, control, welcome.resume, stop.clone());
@@ -480,6 +483,12 @@ impl Client {
             }),
             Queued::Failed(failed) => Unsettled::Failed(failed),
         })
+    }
+
+    /// Once [`receive`](Self::receive) gives `None`: why the node has ended the session, in its words, if it had another
+    /// reason than that it shuts down: the client's token has expired, say, or another has come with its name.
+    pub fn ended_because(&self) -> Option<String> {
+        self.shared.ended_because.lock().clone()
     }
 
     /// Shows the node another token of the same client, before the one that the client has come with expires. Waits for the

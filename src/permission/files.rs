@@ -18,7 +18,7 @@ use rcgen::{KeyPair, PKCS_ED25519};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 
-use super::token::{Claims, Keys, LEAST_SECRET, Order};
+use super::token::{Claims, Keys, LEAST_SECRET, NewToken};
 use crate::certs::{is_cluster, write_new};
 use crate::tls::credentials::{Stamp, stamp};
 
@@ -118,9 +118,9 @@ impl Stamps {
 
 /// What a token is to be signed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signature {
+pub enum SigningKey {
     /// The private key `token.key`, which is made with `token.pem` if neither is there.
-    Key,
+    Private,
     /// The secret `token.secret`.
     Secret,
 }
@@ -138,33 +138,33 @@ pub struct Issued {
 ///
 /// # Errors
 ///
-/// The order can't be met (the subject is an id that nodes give out by themselves, the cluster's name is none, the token
+/// The token can't be made as it is wanted (the subject is an id that nodes give out by themselves, the cluster's name is none, the token
 /// would be over 4,096 bytes), or a key can't be read, used or made. The text says which and what to do.
-pub fn issue(dir: &Path, order: Order, signature: Signature) -> anyhow::Result<Issued> {
+pub fn issue(dir: &Path, wanted: NewToken, key: SigningKey) -> anyhow::Result<Issued> {
     ensure!(
-        !order.subject.is_temporary(),
+        !wanted.subject.is_temporary(),
         "{} has the form of the ids that nodes give out by themselves: use another character than the digits 1 to 9",
-        order.subject
+        wanted.subject
     );
     ensure!(
-        is_cluster(&order.cluster),
+        is_cluster(&wanted.cluster),
         "{:?} is no name for a cluster: 1 to 63 letters, digits, '-' or '.'",
-        order.cluster
+        wanted.cluster
     );
-    let cluster = order.cluster.clone();
+    let cluster = wanted.cluster.clone();
     let now = SystemTime::now();
     ensure!(
-        now.checked_add(order.life).is_some(),
+        now.checked_add(wanted.life).is_some(),
         "no clock goes that far: let the token expire earlier"
     );
-    let claims = Claims::new(order, now);
+    let claims = Claims::new(wanted, now);
     let mut made = Vec::new();
-    let token = match signature {
-        Signature::Key => {
+    let token = match key {
+        SigningKey::Private => {
             let key = private_key(dir, &mut made)?;
             claims.sign(&key)
         }
-        Signature::Secret => {
+        SigningKey::Secret => {
             let secret = read_secret(dir)?;
             let secret = secret.with_context(|| {
                 format!(
@@ -253,8 +253,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn order(subject: &str) -> Order {
-        Order {
+    fn wanted(subject: &str) -> NewToken {
+        NewToken {
             subject: subject.parse().unwrap(),
             cluster: "eu-1".to_owned(),
             life: Duration::from_secs(60),
@@ -272,11 +272,11 @@ mod tests {
     fn the_first_token_brings_its_keys_and_the_next_one_uses_them() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let first = issue(dir.path(), order("bob"), Signature::Key).unwrap();
+        let first = issue(dir.path(), wanted("bob"), SigningKey::Private).unwrap();
         let (private, public) = (dir.path().join(PRIVATE), dir.path().join(PUBLIC));
         assert_eq!(first.made, [private.clone(), public.clone()]);
         assert_eq!(fs::metadata(&private).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = issue(dir.path(), order("ann"), Signature::Key).unwrap();
+        let second = issue(dir.path(), wanted("ann"), SigningKey::Private).unwrap();
         assert!(second.made.is_empty());
         for issued in [first, second] {
             assert_eq!(judge(dir.path(), &issued.token), Ok(()));
@@ -285,18 +285,22 @@ mod tests {
         assert!(shown.refused.is_some() && shown.claims.contains("bob"), "{shown:?}");
 
         fs::remove_file(&public).unwrap();
-        let error = issue(dir.path(), order("bob"), Signature::Key).unwrap_err().to_string();
+        let error = issue(dir.path(), wanted("bob"), SigningKey::Private)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("token.pem"), "{error}");
         fs::rename(&private, &public).unwrap();
-        let error = issue(dir.path(), order("bob"), Signature::Key).unwrap_err().to_string();
+        let error = issue(dir.path(), wanted("bob"), SigningKey::Private)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("token.key is not"), "{error}");
     }
 
     #[test]
     fn a_key_is_changed_by_having_two_for_a_while() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let old = issue(dir.path(), order("bob"), Signature::Key).unwrap().token;
-        let new = issue(other.path(), order("bob"), Signature::Key).unwrap().token;
+        let old = issue(dir.path(), wanted("bob"), SigningKey::Private).unwrap().token;
+        let new = issue(other.path(), wanted("bob"), SigningKey::Private).unwrap().token;
         let pem = |dir: &tempfile::TempDir| fs::read_to_string(dir.path().join(PUBLIC)).unwrap();
         let (old_key, new_key) = (pem(&dir), pem(&other));
         for (keys, of_old, of_new) in [
@@ -313,13 +317,13 @@ mod tests {
     #[test]
     fn tokens_can_be_made_with_a_secret() {
         let dir = tempfile::tempdir().unwrap();
-        let error = issue(dir.path(), order("bob"), Signature::Secret)
+        let error = issue(dir.path(), wanted("bob"), SigningKey::Secret)
             .unwrap_err()
             .to_string();
         assert!(error.contains("token.secret is not there"), "{error}");
         let secret = |bytes: usize| format!("{}\n", STANDARD.encode(vec![7; bytes]));
         fs::write(dir.path().join(SECRET), secret(LEAST_SECRET)).unwrap();
-        let issued = issue(dir.path(), order("bob"), Signature::Secret).unwrap();
+        let issued = issue(dir.path(), wanted("bob"), SigningKey::Secret).unwrap();
         assert!(issued.made.is_empty());
         assert_eq!(judge(dir.path(), &issued.token), Ok(()));
     }
@@ -328,7 +332,7 @@ mod tests {
     fn what_is_wrong_with_key_files_is_said() {
         let rsa_like = "-----BEGIN PUBLIC KEY-----\nMAsGCSqGSIb3DQEBAQ==\n-----END PUBLIC KEY-----\n";
         let dir = tempfile::tempdir().unwrap();
-        let issued = issue(dir.path(), order("bob"), Signature::Key).unwrap();
+        let issued = issue(dir.path(), wanted("bob"), SigningKey::Private).unwrap();
         let pem = fs::read_to_string(dir.path().join(PUBLIC)).unwrap();
         let short = STANDARD.encode([7; LEAST_SECRET - 1]);
         for (file, text, wrong) in [
@@ -355,17 +359,17 @@ mod tests {
     #[test]
     fn what_no_token_can_say_is_refused_before_a_key_is_made() {
         let dir = tempfile::tempdir().unwrap();
-        let endless = Order {
+        let endless = NewToken {
             life: Duration::MAX,
-            ..order("bob")
+            ..wanted("bob")
         };
-        let nowhere = Order {
+        let nowhere = NewToken {
             cluster: "a b".to_owned(),
-            ..order("bob")
+            ..wanted("bob")
         };
-        for order in [order("123456"), endless, nowhere] {
-            let text = format!("{order:?}");
-            assert!(issue(dir.path(), order, Signature::Key).is_err(), "{text}");
+        for wanted in [wanted("123456"), endless, nowhere] {
+            let text = format!("{wanted:?}");
+            assert!(issue(dir.path(), wanted, SigningKey::Private).is_err(), "{text}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

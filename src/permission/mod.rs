@@ -7,17 +7,17 @@ mod files;
 mod pattern;
 mod token;
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::address::Address;
 
-pub use files::{Issued, Shown, Signature, issue, show};
+pub use files::{Issued, Shown, SigningKey, issue, show};
 pub(crate) use files::{KeyFileError, Stamps, read_keys};
 pub use pattern::{Pattern, PatternError};
-pub(crate) use token::{KeyPrint, Keys, Login, MAX_TOKEN, TokenError};
-pub use token::{Order, Permissions};
+pub(crate) use token::{Fingerprint, Keys, Login, MAX_TOKEN, TokenError};
+pub use token::{NewToken, Permissions};
 
 /// How much a client may send. What is `None` is for the node to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,7 +25,7 @@ pub(crate) struct Rates {
     /// Messages a second.
     pub(crate) messages: Option<NonZeroU32>,
     /// Bytes of messages a second, as limits count them.
-    pub(crate) bytes: Option<NonZeroU64>,
+    pub(crate) bytes: Option<NonZeroU32>,
 }
 
 /// What a client may do.

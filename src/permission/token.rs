@@ -6,7 +6,7 @@
 //!
 //! Pure: keys, the name of the cluster and the time go in, what the token grants comes out.
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest;
@@ -45,12 +45,12 @@ pub struct Permissions {
     pub message_rate: Option<NonZeroU32>,
     /// How many bytes of messages it may send, a second, as limits count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub byte_rate: Option<NonZeroU64>,
+    pub byte_rate: Option<NonZeroU32>,
 }
 
 /// What a token is to say.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Order {
+pub struct NewToken {
     /// Whose it is: the client's id on every node. Not one that nodes give out by themselves (digits from 1 to 9 alone).
     pub subject: ClientId,
     /// The cluster that it is for.
@@ -143,24 +143,24 @@ pub(crate) enum TokenError {
 
 /// Tells one key from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KeyPrint([u8; 32]);
+pub(crate) struct Fingerprint([u8; 32]);
 
-impl KeyPrint {
+impl Fingerprint {
     fn of(kind: &[u8], key: &[u8]) -> Self {
         let mut hash = digest::Context::new(&digest::SHA256);
         hash.update(kind);
         hash.update(key);
-        let mut print = [0; 32];
-        print.copy_from_slice(hash.finish().as_ref());
-        Self(print)
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(hash.finish().as_ref());
+        Self(fingerprint)
     }
 }
 
 /// The keys that tokens are judged by.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    public: Vec<(KeyPrint, DecodingKey)>,
-    secret: Option<(KeyPrint, DecodingKey)>,
+    public: Vec<(Fingerprint, DecodingKey)>,
+    secret: Option<(Fingerprint, DecodingKey)>,
 }
 
 /// Who a token says that its bearer is, and what that one may do.
@@ -171,7 +171,7 @@ pub(crate) struct Login {
     /// What it may do.
     pub(crate) grant: Grant,
     /// The key that has signed it.
-    pub(crate) key: KeyPrint,
+    pub(crate) key: Fingerprint,
 }
 
 /// Has the library of tokens compute with what TLS does. It chooses by its features, and where another part of a program has
@@ -187,16 +187,19 @@ impl Keys {
         choose_backend();
         let public = public
             .iter()
-            .map(|key| (KeyPrint::of(b"Ed25519 ", key), DecodingKey::from_ed_der(key)));
+            .map(|key| (Fingerprint::of(b"Ed25519 ", key), DecodingKey::from_ed_der(key)));
         Self {
             public: public.collect(),
-            secret: secret.map(|key| (KeyPrint::of(b"HS256 ", key), DecodingKey::from_secret(key))),
+            secret: secret.map(|key| (Fingerprint::of(b"HS256 ", key), DecodingKey::from_secret(key))),
         }
     }
 
     /// Whether this key is among them.
-    pub(crate) fn has(&self, key: KeyPrint) -> bool {
-        self.public.iter().chain(&self.secret).any(|(print, _)| *print == key)
+    pub(crate) fn has(&self, key: Fingerprint) -> bool {
+        self.public
+            .iter()
+            .chain(&self.secret)
+            .any(|(fingerprint, _)| *fingerprint == key)
     }
 
     /// How many there are.
@@ -212,7 +215,7 @@ impl Keys {
     }
 
     /// What a token that one of the keys has signed claims, and which.
-    fn verify(&self, token: &str) -> Result<(Claims, KeyPrint), TokenError> {
+    fn verify(&self, token: &str) -> Result<(Claims, Fingerprint), TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::TooLong);
         }
@@ -234,9 +237,9 @@ impl Keys {
             signed_only.validate_nbf,
             signed_only.validate_aud,
         ) = (false, false, false);
-        for (print, key) in keys {
+        for (fingerprint, key) in keys {
             match decode::<Claims>(token, key, &signed_only) {
-                Ok(decoded) => return Ok((decoded.claims, *print)),
+                Ok(decoded) => return Ok((decoded.claims, *fingerprint)),
                 Err(error) => match error.kind() {
                     ErrorKind::InvalidSignature => {}
                     // The header was read before, and the signature is looked at before the claims.
@@ -250,14 +253,14 @@ impl Keys {
 }
 
 impl Claims {
-    pub(super) fn new(order: Order, now: SystemTime) -> Self {
+    pub(super) fn new(wanted: NewToken, now: SystemTime) -> Self {
         Self {
-            sub: order.subject.to_string(),
-            aud: Audience::One(order.cluster),
-            exp: NumericDate::of(now + order.life),
+            sub: wanted.subject.to_string(),
+            aud: Audience::One(wanted.cluster),
+            exp: NumericDate::of(now + wanted.life),
             nbf: None,
             iat: Some(NumericDate::of(now)),
-            trunkline: order.permissions,
+            trunkline: wanted.permissions,
         }
     }
 
@@ -421,6 +424,7 @@ mod tests {
             (permissions(json!({"message_rate": 0})), bad()),
             (permissions(json!({"message_rate": -1})), bad()),
             (permissions(json!({"byte_rate": 1.5})), bad()),
+            (permissions(json!({"byte_rate": 1u64 << 32})), bad()),
             (json!([1]), bad()),
             (json!("bob"), bad()),
         ] {
@@ -473,7 +477,7 @@ mod tests {
         assert_eq!((may_send, some.receive), ([true, true, false], false));
         let rates = (
             some.rates.messages.map(NonZeroU32::get),
-            some.rates.bytes.map(NonZeroU64::get),
+            some.rates.bytes.map(NonZeroU32::get),
         );
         assert_eq!(rates, (Some(5), Some(6)));
         let nobody = grant(with(claims(), "trunkline", json!({"send": []})));
@@ -613,11 +617,11 @@ mod tests {
         fn what_was_ordered_is_granted(
             subject in "[a-z]{1,20}", life in 1u64..1_000_000, receive in proptest::option::of(any::<bool>()),
             send in proptest::option::of(proptest::collection::vec("[a-z*]{1,5}:[1-9]{1,3}:[a-z*]{1,5}", 0..5)),
-            message_rate in proptest::option::of(1u32..), byte_rate in proptest::option::of(1u64..),
+            message_rate in proptest::option::of(1u32..), byte_rate in proptest::option::of(1u32..),
         ) {
             let send: Option<Vec<Pattern>> =
                 send.map(|send| send.iter().map(|pattern| pattern.parse().unwrap()).collect());
-            let order = Order {
+            let wanted = NewToken {
                 subject: subject.parse().unwrap(),
                 cluster: "eu-1".to_owned(),
                 life: Duration::from_secs(life),
@@ -625,10 +629,10 @@ mod tests {
                     send: send.clone(),
                     receive,
                     message_rate: message_rate.and_then(NonZeroU32::new),
-                    byte_rate: byte_rate.and_then(NonZeroU64::new),
+                    byte_rate: byte_rate.and_then(NonZeroU32::new),
                 },
             };
-            let token = Claims::new(order, now()).sign_with_secret(&SECRET).unwrap();
+            let token = Claims::new(wanted, now()).sign_with_secret(&SECRET).unwrap();
             let login = Keys::new(&[], Some(&SECRET)).judge(&token, "eu-1", now()).unwrap();
             prop_assert_eq!(login.subject.as_str(), subject);
             let grant = Grant {
@@ -636,7 +640,7 @@ mod tests {
                 receive: receive.unwrap_or(true),
                 rates: Rates {
                     messages: message_rate.and_then(NonZeroU32::new),
-                    bytes: byte_rate.and_then(NonZeroU64::new),
+                    bytes: byte_rate.and_then(NonZeroU32::new),
                 },
                 until: Some(now() + Duration::from_secs(life) + LEEWAY),
             };

@@ -218,7 +218,9 @@ async fn log_in(
         if name.is_some() || !context.rule.takes_tokens() {
             return Ok(None);
         }
-        let asked = context.log_in(Err("this node asks for a token: put it into hello, as `token`"));
+        let asked = context.log_in(Err(
+            "this node asks for a token: show one, by --token FILE or as `token` of hello",
+        ));
         return asked.await.map(Some);
     };
     let login = context.log_in(Ok(&token)).await?;

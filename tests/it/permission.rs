@@ -435,6 +435,26 @@ async fn who_renews_its_token_stays_and_may_do_what_the_new_one_says() {
 }
 
 #[tokio::test]
+async fn tokens_shown_one_after_the_other_are_answered_in_order_and_too_many_are_no_use() {
+    let cluster = cluster(1).await;
+    let (certs, addr) = (&cluster.certs, cluster.nodes[0].quic_addr());
+    let token = free_token(certs, "bob");
+    let (mut client, _) = hello(addr, certs, None, json!({"token": token})).await;
+    let lines = |tokens: &[&str]| {
+        let lines = tokens.iter().map(|token| login_line(token) + "\n");
+        lines.collect::<String>()
+    };
+    client.write(lines(&[&token, "bad", &token]).as_bytes()).await;
+    for refused in [false, true, false] {
+        let answer = client.hear().await.expect("an answer");
+        assert_eq!(answer["cmd"], "login");
+        assert_eq!(answer.get("code").is_some(), refused, "{answer}");
+    }
+    client.write(lines(&["bad"; 20]).as_bytes()).await;
+    assert_eq!(client.closed().await.0, 1);
+}
+
+#[tokio::test]
 async fn a_session_is_resumed_only_with_a_token_of_the_same_client() {
     let cluster = cluster(1).await;
     let (certs, addr) = (&cluster.certs, cluster.nodes[0].quic_addr());
@@ -833,5 +853,9 @@ async fn tokens_are_made_shown_and_used_by_the_commands() {
     }
     let ended = Process::trunkline(&[&send[..], &["hello"]].concat()).ended().await;
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("not-allowed"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--token"), "{}", ended.stderr);
+    std::fs::remove_file(certs.dir().join("token.pem")).unwrap();
+    let ended = listening.ended().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("expired or is not accepted"), "{}", ended.stderr);
 }

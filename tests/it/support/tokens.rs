@@ -7,7 +7,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use trunkline::certs::DEFAULT_CLUSTER;
-use trunkline::permission::{Order, Permissions, Signature, issue};
+use trunkline::permission::{NewToken, Permissions, SigningKey, issue};
 
 use super::Certs;
 
@@ -16,13 +16,13 @@ pub(crate) const LONG: Duration = Duration::from_secs(3600);
 
 /// A token for the nodes with these certificates, and the keys for it if there are none.
 pub(crate) fn token(certs: &Certs, subject: &str, life: Duration, permissions: Permissions) -> String {
-    let order = Order {
+    let wanted = NewToken {
         subject: subject.parse().unwrap(),
         cluster: DEFAULT_CLUSTER.to_owned(),
         life,
         permissions,
     };
-    issue(certs.dir(), order, Signature::Key).unwrap().token
+    issue(certs.dir(), wanted, SigningKey::Private).unwrap().token
 }
 
 /// One that allows everything, for long.
