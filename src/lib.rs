@@ -21,6 +21,7 @@
 //! | `clients` `tcp` `quic` | sessions of clients | |
 //! | `node` | binds, starts and ends everything | |
 //! | `client` | the library for programs that are clients | |
+//! | `bench` | measures a relay, Trunkline or another, through its clients | |
 //!
 //! Imports go from the bottom of the table to its top (`link` and `router` alone know each other). `docs/architecture.md` follows a message through the files.
 
@@ -28,6 +29,8 @@
 
 pub mod address;
 mod backoff;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod carrier;
 pub mod certs;
 pub mod client;
