@@ -1,7 +1,6 @@
 //! What the sessions of all clients share, whatever transport they come by.
 
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,8 +109,6 @@ impl ClientContext {
         let own = self.limits.rate();
         login.map_or(own, |login| {
             let Rates { messages, bytes } = login.grant.rates;
-            // One that does not fit is over what any node passes on.
-            let bytes = bytes.and_then(|bytes| NonZeroU32::try_from(bytes).ok());
             own.and(Rate { messages, bytes })
         })
     }

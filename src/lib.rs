@@ -27,6 +27,7 @@
 //! | `node` | binds, starts and ends everything | |
 //! | `client` | the library for programs that are clients | |
 //! | `fuzzing` | hostile input for every reader, in tests and for the fuzzer alone | no I/O |
+//! | `bench` | measures a relay, Trunkline or another, through its clients | |
 //!
 //! Imports go from the bottom of the table to its top (`link` and `router` alone know each other). `docs/architecture.md` follows a message through the files.
 
@@ -35,6 +36,8 @@
 pub mod address;
 mod admission;
 mod backoff;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod carrier;
 pub mod certs;
 pub mod client;

@@ -1,5 +1,7 @@
 //! The commands. Each is thin over the library.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod certs;
 mod chat;
 mod listen;
@@ -63,6 +65,9 @@ enum Command {
     Send(send::SendArgs),
     /// Print what comes in
     Listen(listen::ListenArgs),
+    /// Measure a relay
+    #[cfg(feature = "bench")]
+    Bench(bench::BenchArgs),
 }
 
 /// How a client finds its node.
@@ -168,6 +173,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Chat(args) => in_runtime(chat::run(args)),
         Command::Send(args) => in_runtime(send::run(args)),
         Command::Listen(args) => in_runtime(listen::run(args)),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => in_runtime(bench::run(args)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("trunkline: {error:#}");

@@ -200,7 +200,7 @@ impl FromStr for Listen {
 }
 
 /// Seconds, with a fraction if need be; at most a year, so that no sum of times overflows.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     if !(0.0..=31_536_000.0).contains(&number) {
         return Err("not from 0 seconds to a year".to_owned());

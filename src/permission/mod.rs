@@ -24,7 +24,7 @@ pub use token::{NewToken, Permissions};
 pub(crate) struct Rates {
     /// Messages a second.
     pub(crate) messages: Option<NonZeroU32>,
-    /// Bytes of messages a second, as limits count them.
+    /// Bytes of lines or bodies a second.
     pub(crate) bytes: Option<NonZeroU32>,
 }
 

@@ -43,7 +43,7 @@ pub struct Permissions {
     /// How many messages it may send, a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_rate: Option<NonZeroU32>,
-    /// How many bytes of messages it may send, a second, as limits count them.
+    /// How many bytes of lines or bodies it may send, a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub byte_rate: Option<NonZeroU32>,
 }

@@ -565,6 +565,7 @@ mod tests {
             report(u64::MAX).prop_map(|report| FromNode::Receipt(report.into())),
             confirm(u64::MAX).prop_map(|confirm| FromNode::Confirm(confirm.into())),
             any::<(String, String)>().prop_map(|(code, text)| FromNode::Error { code, text }),
+            any::<(Option<String>, Option<String>)>().prop_map(|(code, text)| FromNode::Login { code, text }),
             Just(FromNode::GoingAway),
         ]
     }
