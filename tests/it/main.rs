@@ -13,6 +13,7 @@
 )]
 
 mod bad_wire;
+mod bench;
 mod cli;
 mod exchange;
 mod floods;

@@ -290,9 +290,55 @@ async fn what_a_token_does_not_allow_is_refused() {
         there.say_with_id(to, "hello", "9").await;
         there.reader.expect_refused("9", Code::NotAllowed).await;
     }
+    // Twice three messages of the two, and one without a receipt.
+    assert_eq!(nodes[0].counters()["refused-permission"], 5);
     // Not a word of it came; its own messages to itself would not, either.
     line.writer.send("nonsense").await;
     line.reader.expect_error(Code::BadJson).await;
+}
+
+#[tokio::test]
+async fn a_client_is_held_to_the_rate_of_its_token_until_it_shows_another() {
+    const MESSAGES: usize = 60;
+    let cluster = cluster(1).await;
+    let (certs, node) = (&cluster.certs, &cluster.nodes[0]);
+    let slow = |subject: &str| {
+        let permissions = Permissions {
+            // So many at once, and half of the rest in each second.
+            message_rate: Some(20.try_into().unwrap()),
+            ..Permissions::default()
+        };
+        token(certs, subject, LONG, permissions)
+    };
+    let held = || node.counters()["held-rate"];
+    let mut bob = line_client(node, &free_token(certs, "bob")).await;
+    let mut line = line_client(node, &slow("line")).await;
+    let quic = quic_client(node, certs, &slow("quic")).await;
+    let addresses = [line.address.clone(), quic.address().clone()];
+    for (round, from) in addresses.iter().cycle().take(4).enumerate() {
+        let (is_line, is_free) = (round % 2 == 0, round >= 2);
+        if is_free {
+            let free = free_token(certs, from.id.as_str());
+            match is_line {
+                true => line.writer.send(&login_line(&free)).await,
+                false => quic.renew(&free).await.unwrap(),
+            }
+        }
+        let (started, before) = (Instant::now(), held());
+        for number in 0..MESSAGES {
+            let body = format!("{round}, {number}");
+            match is_line {
+                true => line.say(&bob.address, &body).await,
+                false => quic.send(&bob.address, body).await.unwrap(),
+            }
+        }
+        for number in 0..MESSAGES {
+            bob.reader.expect_message(from, &format!("{round}, {number}")).await;
+        }
+        // Less than the two seconds that it takes, as the burst is not exact to the millisecond.
+        assert_eq!(started.elapsed() < Duration::from_millis(1900), is_free, "round {round}");
+        assert_eq!(held() == before, is_free, "round {round}");
+    }
 }
 
 #[tokio::test]
