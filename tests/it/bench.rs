@@ -25,13 +25,24 @@ async fn messages_are_counted_checked_and_timed_whatever_clients_come_by() {
     let (line, quic) = (format!("tcp://{}", first.tcp()), format!("quic://{}", second.quic()));
     let common = ["--certs", &dir, "--pairs", "3", "--size", "64"];
 
-    let counted = figures(&[&common[..], &["--count", "500", "--pid", &own, "--svg", &svg, &line, &quic]].concat()).await;
+    let counted = figures(
+        &[
+            &common[..],
+            &["--count", "500", "--pid", &own, "--svg", &svg, &line, &quic],
+        ]
+        .concat(),
+    )
+    .await;
     assert_eq!((&counted["messages"], &counted["sent"]), (&1500.into(), &1500.into()));
     assert!(counted["latency"]["p50"].as_f64() > Some(0.0));
     assert!(counted["processes"][0]["peak"].as_u64() > Some(1 << 20));
     assert!(std::fs::read_to_string(&svg).unwrap().contains("tcp://"));
 
-    let paced = [&common[..], &["--rate", "600", "--warm-up", "0.2", "--duration", "1", &quic, &line]].concat();
+    let paced = [
+        &common[..],
+        &["--rate", "600", "--warm-up", "0.2", "--duration", "1", &quic, &line],
+    ]
+    .concat();
     let paced = figures(&paced).await;
     let rate = paced["per_second"].as_f64().unwrap();
     assert!((400.0..800.0).contains(&rate), "{rate}");
@@ -39,8 +50,14 @@ async fn messages_are_counted_checked_and_timed_whatever_clients_come_by() {
         assert_eq!((&counted[what], &paced[what]), (&0.into(), &0.into()), "{what}");
     }
 
-    let text = Process::trunkline(&["bench", "--count", "10", "--pairs", "1", &line]).ended().await;
-    assert!(text.stdout.contains("0 lost, 0 repeated, 0 out of order"), "{}", text.stdout);
+    let text = Process::trunkline(&["bench", "--count", "10", "--pairs", "1", &line])
+        .ended()
+        .await;
+    assert!(
+        text.stdout.contains("0 lost, 0 repeated, 0 out of order"),
+        "{}",
+        text.stdout
+    );
 }
 
 #[tokio::test]
@@ -48,7 +65,10 @@ async fn what_can_not_be_measured_is_said() {
     for (args, text) in [
         (&["http://127.0.0.1:1"][..], "not tcp://HOST:PORT"),
         (&["--size", "8"], "at least 32 bytes"),
-        (&["tcp://127.0.0.1:1", "nats://127.0.0.1:1"], "do not understand each other"),
+        (
+            &["tcp://127.0.0.1:1", "nats://127.0.0.1:1"],
+            "do not understand each other",
+        ),
         (&["nats://127.0.0.1:1"], "can't connect to nats://127.0.0.1:1"),
     ] {
         let ended = Process::trunkline(&[&["bench"], args].concat()).ended().await;

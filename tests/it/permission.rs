@@ -336,7 +336,11 @@ async fn a_client_is_held_to_the_rate_of_its_token_until_it_shows_another() {
             bob.reader.expect_message(from, &format!("{round}, {number}")).await;
         }
         // Less than the two seconds that it takes, as the burst is not exact to the millisecond.
-        assert_eq!(started.elapsed() < Duration::from_millis(1900), is_free, "round {round}");
+        assert_eq!(
+            started.elapsed() < Duration::from_millis(1900),
+            is_free,
+            "round {round}"
+        );
         assert_eq!(held() == before, is_free, "round {round}");
     }
 }
