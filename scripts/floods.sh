@@ -54,7 +54,7 @@ set +m
 wait "$run_pid" && failed=0 || failed=$?
 run_pid=""
 
-if [[ -n "$document" && -s "$temp/table" ]]; then
+if [[ -n "$document" && -s "$temp/table" ]] && ((failed == 0)); then
     {
         sed '/^<!-- figures -->$/q' "$document"
         printf '\n- Date: %s\n- Machine: %s cores, Linux %s\n\n' "$(date -u +%F)" "$(nproc)" "$(uname -r | cut -d. -f1-2)"

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose as Purpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
@@ -28,6 +30,7 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
@@ -135,37 +138,30 @@ pub fn make_for(dir: &Path, nodes: &[NodeName], clients: &[ClientId], cluster: &
 /// A file holds no certificate, it was issued by none of the directory's authorities, that authority's key is not there,
 /// or a list can't be read or written.
 pub fn revoke(dir: &Path, certificates: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut written = Vec::new();
-    for authority in [NODE_CA, CLIENT_CA] {
-        let path = dir.join(authority).with_added_extension("pem");
-        let issuer = fs::read(&path)
-            .ok()
-            .and_then(|pem| CertificateDer::from_pem_slice(&pem).ok());
-        let mut serials = Vec::new();
-        for file in certificates {
-            let pem = fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
-            let der = CertificateDer::from_pem_slice(&pem)
-                .with_context(|| format!("{} has no certificate in PEM", file.display()))?;
-            let leaf = webpki::EndEntityCert::try_from(&der)
-                .with_context(|| format!("{} has no certificate that can be read", file.display()))?;
-            let by_this = issuer.as_ref().is_some_and(|issuer| {
-                webpki::EndEntityCert::try_from(issuer).is_ok_and(|issuer| issuer.subject() == leaf.issuer())
-            });
-            if by_this {
-                serials.push(leaf.serial().to_vec());
-            } else if authority == CLIENT_CA && !issued_by(dir, NODE_CA, leaf.issuer()) {
-                bail!(
-                    "{} was issued by neither authority in {}: revoke it where its authority is",
-                    file.display(),
-                    dir.display()
-                );
-            }
-        }
-        if !serials.is_empty() {
-            written.push(write_list(dir, authority, &serials)?);
-        }
+    let mut serials = [(NODE_CA, Vec::new()), (CLIENT_CA, Vec::new())];
+    for file in certificates {
+        let pem = fs::read(file).with_context(|| format!("can't read {}", file.display()))?;
+        let der = CertificateDer::from_pem_slice(&pem)
+            .with_context(|| format!("{} has no certificate in PEM", file.display()))?;
+        let leaf = webpki::EndEntityCert::try_from(&der)
+            .with_context(|| format!("{} has no certificate that can be read", file.display()))?;
+        let issued = serials
+            .iter_mut()
+            .find(|(authority, _)| issued_by(dir, authority, leaf.issuer()));
+        let Some((_, serials)) = issued else {
+            bail!(
+                "{} was issued by neither authority in {}: revoke it where its authority is",
+                file.display(),
+                dir.display()
+            );
+        };
+        serials.push(leaf.serial().to_vec());
     }
-    Ok(written)
+    serials
+        .iter()
+        .filter(|(_, serials)| !serials.is_empty())
+        .map(|(authority, serials)| write_list(dir, authority, serials))
+        .collect()
 }
 
 /// Makes the revocation lists in a directory anew, with what is on them: a list holds for 30 days. Gives the lists
@@ -204,6 +200,8 @@ fn write_list(dir: &Path, authority: &str, serials: &[Vec<u8>]) -> anyhow::Resul
     };
     let mut revoked_certs = Vec::new();
     let mut number = 1;
+    // Of another authority, whose key is not here: they stay as they are.
+    let mut others = String::new();
     if path.exists() {
         let unreadable = || {
             format!(
@@ -211,17 +209,31 @@ fn write_list(dir: &Path, authority: &str, serials: &[Vec<u8>]) -> anyhow::Resul
                 path.display()
             )
         };
+        let own = fs::read(file("pem")).ok();
+        let own = own.and_then(|pem| CertificateDer::from_pem_slice(&pem).ok());
         let pem = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-        let der = CertificateRevocationListDer::from_pem_slice(&pem).with_context(unreadable)?;
-        let (_, list) = CertificateRevocationList::from_der(&der).with_context(unreadable)?;
-        for entry in list.iter_revoked_certificates() {
-            revoked_certs.push(revoked(entry.raw_serial(), entry.revocation_date.to_datetime()));
+        let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&pem)
+            .collect::<Result<_, _>>()
+            .with_context(unreadable)?;
+        ensure!(!lists.is_empty(), unreadable());
+        for der in &lists {
+            let (_, list) = CertificateRevocationList::from_der(der).with_context(unreadable)?;
+            let is_own = own
+                .as_ref()
+                .is_some_and(|own| X509Certificate::from_der(own).is_ok_and(|(_, own)| own.subject() == list.issuer()));
+            if !is_own {
+                others.push_str(&pem_of(der));
+                continue;
+            }
+            for entry in list.iter_revoked_certificates() {
+                revoked_certs.push(revoked(entry.raw_serial(), entry.revocation_date.to_datetime()));
+            }
+            number = list
+                .crl_number()
+                .and_then(|number| u64::try_from(number).ok())
+                .unwrap_or(0)
+                .saturating_add(1);
         }
-        number = list
-            .crl_number()
-            .and_then(|number| u64::try_from(number).ok())
-            .unwrap_or(0)
-            .saturating_add(1);
     }
     for serial in serials {
         let known = |entry: &RevokedCertParams| entry.serial_number.to_bytes() == *serial;
@@ -237,9 +249,19 @@ fn write_list(dir: &Path, authority: &str, serials: &[Vec<u8>]) -> anyhow::Resul
         revoked_certs,
         key_identifier_method: KeyIdMethod::Sha256,
     };
-    let pem = list.signed_by(&issuer)?.pem()?;
+    let pem = list.signed_by(&issuer)?.pem()? + &others;
     replace(&path, pem.as_bytes()).with_context(|| format!("can't write {}", path.display()))?;
     Ok(path)
+}
+
+fn pem_of(list: &CertificateRevocationListDer<'_>) -> String {
+    let text = STANDARD.encode(list);
+    let mut pem = "-----BEGIN X509 CRL-----\n".to_owned();
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem + "-----END X509 CRL-----\n"
 }
 
 /// Certificates to be issued, each once.

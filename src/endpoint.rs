@@ -18,6 +18,7 @@ use quinn::{
     TokioRuntime, TransportConfig, VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
@@ -160,16 +161,21 @@ pub(crate) fn bind_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-/// Makes an endpoint of a socket. Its tasks belong to `tracker`: when those have ended, the port is free.
+/// Makes an endpoint of a socket. Its tasks belong to `tracker`: when those have ended, the port is free. They end by
+/// themselves once nobody has the endpoint and all connections are drained, or at once when `end` is cancelled: quinn drains
+/// a closed connection for nine of its round trips (three probe timeouts, RFC 9000, section 10.2), and how long those are is
+/// for the other side to say.
 pub(crate) fn endpoint(
     config: EndpointConfig,
     server: Option<ServerConfig>,
     socket: std::net::UdpSocket,
     tracker: &TaskTracker,
+    end: &CancellationToken,
 ) -> io::Result<Endpoint> {
     let runtime = TrackedRuntime {
         tokio: TokioRuntime,
         tracker: tracker.clone(),
+        end: end.clone(),
     };
     Endpoint::new(config, server, socket, Arc::new(runtime))
 }
@@ -179,6 +185,7 @@ pub(crate) fn endpoint(
 struct TrackedRuntime {
     tokio: TokioRuntime,
     tracker: TaskTracker,
+    end: CancellationToken,
 }
 
 impl Runtime for TrackedRuntime {
@@ -187,7 +194,7 @@ impl Runtime for TrackedRuntime {
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.tracker.spawn(future);
+        self.tracker.spawn(self.end.clone().run_until_cancelled_owned(future));
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {

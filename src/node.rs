@@ -56,6 +56,8 @@ pub struct Node {
     links: Arc<LinkContext>,
     clients: Arc<ClientContext>,
     quic_endpoint: quinn::Endpoint,
+    /// Cancelled once nothing more is to be said on any connection.
+    drained: CancellationToken,
     failed: CancellationToken,
 }
 
@@ -166,7 +168,7 @@ impl Node {
             tracker: TaskTracker::new(),
             phase: lead,
         };
-        let failed = CancellationToken::new();
+        let (failed, drained) = (CancellationToken::new(), CancellationToken::new());
         let tracker = &tasks.tracker;
         let limits = config.limits;
         let unusable = |at: &HostPort, flag: &'static str, source| StartError::Bind {
@@ -180,6 +182,7 @@ impl Node {
             Some(endpoint::client_server(tls.client_server(), &limits, config.congestion)),
             quic_socket,
             tracker,
+            &drained,
         )
         .map_err(|error| unusable(&at_quic, "--quic", error))?;
         let link_endpoint = endpoint::endpoint(
@@ -187,10 +190,14 @@ impl Node {
             Some(endpoint::link_server(tls.link_server(), &limits, config.congestion)),
             link_socket,
             tracker,
+            &drained,
         )
         .map_err(|error| unusable(&at_link, "--link", error))?;
 
-        let descriptors = descriptors::claim(limits.max_clients, tcp::TURNED_AWAY);
+        let descriptors = match tcp_listener {
+            Some(_) => descriptors::claim(limits.max_clients, tcp::TURNED_AWAY),
+            None => 0,
+        };
         let counters = Arc::new(Counters::new());
         let router = Arc::new(Router::new(name.clone()));
         let links = Arc::new(LinkContext {
@@ -256,6 +263,7 @@ impl Node {
             links,
             clients,
             quic_endpoint,
+            drained,
             failed,
         })
     }
@@ -326,6 +334,7 @@ impl Node {
             links,
             clients,
             quic_endpoint,
+            drained,
             ..
         } = self;
         info!(%name, clients = clients.router.registry().len(), "shutting down");
@@ -367,12 +376,13 @@ impl Node {
         for endpoint in [&quic_endpoint, &link_endpoint] {
             endpoint.close(close::DONE, b"the node shuts down");
         }
-        // The last packets of each connection go out, or are waited for in vain.
+        // The last packets of each connection go out, or are waited for in vain: for no longer, whatever the other sides do.
         let _ = timeout(LAST_WORDS, async {
             quic_endpoint.wait_idle().await;
             link_endpoint.wait_idle().await;
         })
         .await;
+        drained.cancel();
         tasks.tracker.close();
         let tracker = tasks.tracker.clone();
         let counters = Arc::clone(&clients.counters);

@@ -1,6 +1,7 @@
 //! Which clients are on this node.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -13,7 +14,9 @@ use crate::message::Recipient;
 
 /// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves.
 pub(crate) struct Registry {
-    clients: DashMap<ClientId, Arc<dyn Recipient>>,
+    clients: DashMap<ClientId, (u64, Arc<dyn Recipient>)>,
+    /// How many have come.
+    came: AtomicU64,
     ids: Mutex<IdSequence>,
     /// A client has left.
     left: Notify,
@@ -23,6 +26,7 @@ impl Registry {
     pub(crate) fn new() -> Self {
         Self {
             clients: DashMap::new(),
+            came: AtomicU64::new(0),
             ids: Mutex::new(IdSequence::new()),
             left: Notify::new(),
         }
@@ -36,20 +40,23 @@ impl Registry {
     /// Makes a client reachable under its id, until the registration is dropped.
     ///
     /// An id that was granted by name may be in use: the connection that has it may be dead and not know it. So the
-    /// last to come has the better right, the earlier one is told to end, and this waits until it has. Cancel safe.
-    pub(crate) async fn register(self: &Arc<Self>, id: ClientId, client: Arc<dyn Recipient>) -> Registration {
+    /// last to come has the better right, the earlier one is told to end, and this waits until it has. `None`: a later one
+    /// has come meanwhile. Cancel safe.
+    pub(crate) async fn register(self: &Arc<Self>, id: ClientId, client: Arc<dyn Recipient>) -> Option<Registration> {
+        let number = self.came.fetch_add(1, Ordering::Relaxed);
         loop {
             let left = self.left.notified();
             let earlier = match self.clients.entry(id.clone()) {
                 Entry::Vacant(place) => {
-                    place.insert(Arc::clone(&client));
-                    return Registration {
+                    place.insert((number, Arc::clone(&client)));
+                    return Some(Registration {
                         registry: Arc::clone(self),
                         id,
                         client,
-                    };
+                    });
                 }
-                Entry::Occupied(place) => Arc::clone(place.get()),
+                Entry::Occupied(place) if place.get().0 > number => return None,
+                Entry::Occupied(place) => Arc::clone(&place.get().1),
             };
             earlier.yield_place();
             drop(earlier);
@@ -59,7 +66,7 @@ impl Registry {
 
     /// The client with this id.
     pub(crate) fn get(&self, id: &ClientId) -> Option<Arc<dyn Recipient>> {
-        self.clients.get(id).map(|client| Arc::clone(&client))
+        self.clients.get(id).map(|client| Arc::clone(&client.1))
     }
 
     /// How many clients there are.
@@ -79,7 +86,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.registry
             .clients
-            .remove_if(&self.id, |_, client| Arc::ptr_eq(client, &self.client));
+            .remove_if(&self.id, |_, (_, client)| Arc::ptr_eq(client, &self.client));
         self.registry.left.notify_waiters();
     }
 }
@@ -90,7 +97,7 @@ mod tests {
     use crate::message::{Message, Ticket};
     use crate::outcome::Code;
     use futures_util::FutureExt;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     #[derive(Default)]
     struct Client(AtomicBool);
@@ -112,6 +119,7 @@ mod tests {
         let first = registry
             .register(id.clone(), Arc::<Client>::clone(&earlier))
             .now_or_never()
+            .unwrap()
             .unwrap();
         assert!(!earlier.0.load(Ordering::SeqCst));
         let later = Arc::new(Client::default());
@@ -119,11 +127,24 @@ mod tests {
         assert!(second.as_mut().now_or_never().is_none());
         assert!(earlier.0.load(Ordering::SeqCst), "it was not told");
         drop(first);
-        let second = second.now_or_never().unwrap();
+        let second = second.now_or_never().unwrap().unwrap();
         assert!(registry.get(&id).is_some());
         assert!(!later.0.load(Ordering::SeqCst));
         drop(second);
         assert!(registry.get(&id).is_none());
         assert_eq!(registry.len(), 0);
+    }
+
+    #[test]
+    fn of_those_that_wait_for_an_id_the_last_one_gets_it_whoever_is_woken_first() {
+        let registry = Arc::new(Registry::new());
+        let id: ClientId = "bob".parse().unwrap();
+        let come = || Box::pin(registry.register(id.clone(), Arc::new(Client::default())));
+        let first = come().now_or_never().unwrap().unwrap();
+        let (mut second, mut third) = (come(), come());
+        assert!(second.as_mut().now_or_never().is_none() && third.as_mut().now_or_never().is_none());
+        drop(first);
+        let third = third.now_or_never().unwrap();
+        assert!(third.is_some() && second.now_or_never().unwrap().is_none());
     }
 }

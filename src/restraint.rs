@@ -54,6 +54,13 @@ impl Meter {
         }
     }
 
+    /// Uses up what may be sent at once.
+    fn empty(&self) {
+        for limiter in self.messages.iter().chain(&self.bytes) {
+            while limiter.check().is_ok() {}
+        }
+    }
+
     /// Counts the next message, of so many bytes, or says how long it has to wait before that can be.
     fn take(&self, bytes: usize) -> Result<(), Duration> {
         if !self.counted.load(Ordering::Relaxed) {
@@ -140,7 +147,10 @@ impl Restraint {
     pub(crate) fn renew(&self, rate: Rate) {
         let mut meter = self.meter.write();
         if meter.0 != rate {
-            *meter = (rate, Meter::new(rate, self.largest));
+            let new = Meter::new(rate, self.largest);
+            // Else each change would be worth a burst.
+            new.empty();
+            *meter = (rate, new);
         }
     }
 

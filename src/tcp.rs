@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::address::Address;
+use crate::admission::{Place, Places};
 use crate::clients::{Admission, ClientContext, FULL, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::{Counter, Counters};
@@ -57,8 +58,9 @@ const LINGER_READ: usize = 4 * 1024;
 /// How many clients for which there is no place may be told so at once; more are closed without a word.
 pub(crate) const TURNED_AWAY: usize = 64;
 
-/// How many clients may be about to log in at once; more are closed without a word.
+/// How many clients may be about to log in at once, in all and from one source; more are turned away.
 const LOGINS: usize = 1024;
+const LOGINS_OF_SOURCE: usize = 64;
 
 /// How long a line with a token may be, in bytes: every byte of the token may be written as an escape.
 const MAX_LOGIN_LINE: usize = 6 * MAX_TOKEN + 1024;
@@ -73,7 +75,7 @@ const OVER: &str = "your token has expired or is not accepted any more; connect 
 pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: Arc<ClientContext>) {
     let turned_away = Arc::new(Semaphore::new(TURNED_AWAY));
     let descriptors = Arc::new(Semaphore::new(descriptors.min(Semaphore::MAX_PERMITS)));
-    let logins = Arc::new(Semaphore::new(LOGINS));
+    let logins = Places::new(LOGINS, LOGINS_OF_SOURCE);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -130,22 +132,23 @@ pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: A
     }
 }
 
-/// What a client needs to be let in: a place among them, and a descriptor; and one among those that are to log in, if it has
-/// to. Else what it is told.
-type Places = ((Admission, OwnedSemaphorePermit), Option<OwnedSemaphorePermit>);
+/// A place among clients with a descriptor, and one among those that are to log in.
+type Admitted = ((Admission, OwnedSemaphorePermit), Option<Place>);
 
+/// What a client needs to be let in: a place, a descriptor, and a place among those that are to log in if it has to. Else
+/// what it is told.
 fn admit(
     remote: SocketAddr,
     descriptors: &Arc<Semaphore>,
-    logins: &Arc<Semaphore>,
+    logins: &Arc<Places>,
     context: &ClientContext,
-) -> Result<Places, (Code, &'static str)> {
+) -> Result<Admitted, (Code, &'static str)> {
     let Ok(descriptor) = Arc::clone(descriptors).try_acquire_owned() else {
         context.counters.bump(Counter::RefusedDescriptors);
         return Err((Code::RateLimited, FULL));
     };
     let login = match context.rule.takes_tokens() {
-        true => match Arc::clone(logins).try_acquire_owned() {
+        true => match logins.take(remote.ip().into()) {
             Ok(place) => Some(place),
             Err(_) => {
                 context.counters.bump(Counter::RefusedLogins);
@@ -169,7 +172,7 @@ type Refusal = Option<(Code, String)>;
 /// Has a client log in, if it has to. Gives what it wrote behind that as well.
 async fn come_in(
     socket: &mut TcpStream,
-    login: Option<OwnedSemaphorePermit>,
+    login: Option<Place>,
     context: &ClientContext,
 ) -> Result<(Lines, Option<Login>), Refusal> {
     let mut lines = Lines::new(context.limits.max_line());
@@ -182,7 +185,7 @@ async fn come_in(
         () = context.phase.reached(Phase::Draining) => {
             return Err(Some((Code::ShuttingDown, Code::ShuttingDown.advice().to_owned())));
         }
-        token = timeout(context.limits.login, first_token(socket, &mut first)) => match token {
+        token = timeout(context.limits.login, first_token(socket, &mut first, context)) => match token {
             Ok(token) => token?,
             Err(_) => Err("no token came in time; connect again and log in"),
         },
@@ -197,13 +200,18 @@ async fn come_in(
 }
 
 /// The token on the first line; in the inner place: what to say of another line.
-async fn first_token(socket: &mut TcpStream, lines: &mut Lines) -> Result<Result<String, &'static str>, Refusal> {
+async fn first_token(
+    socket: &mut TcpStream,
+    lines: &mut Lines,
+    context: &ClientContext,
+) -> Result<Result<String, &'static str>, Refusal> {
     loop {
         match socket.read_buf(lines.buffer()).await {
             Ok(0) | Err(_) => return Err(None),
             Ok(_) => {}
         }
         if let Some(text) = line::stranger(lines.pending()) {
+            context.counters.bump(Counter::EndedStranger);
             return Err(Some((Code::BadJson, text.to_owned())));
         }
         match lines.next_line() {
@@ -315,7 +323,7 @@ async fn serve(
         .outbox
         .push_notice(|out, _| line::write_greeting(out, &session.address));
     let registering = registry.register(id, Arc::<LineSession>::clone(&session));
-    let Ok(registration) = timeout(REGISTERED, registering).await else {
+    let Ok(Some(registration)) = timeout(REGISTERED, registering).await else {
         // What has the id ends at once when it is told to.
         debug!(client = %session.address, "turned away: its id does not become free");
         return;
@@ -518,7 +526,7 @@ impl LineSession {
     async fn log_in_again(&self, token: &str, context: &ClientContext) -> Result<(), String> {
         let login = context.log_in(Ok(token)).await?;
         if login.subject != self.address.id {
-            return Err(OTHER_SUBJECT.to_owned());
+            return context.log_in(Err(OTHER_SUBJECT)).await.map(|_| ());
         }
         self.permit.renew(Some(&login));
         self.restraint.renew(context.rate(Some(&login)));

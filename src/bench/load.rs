@@ -143,8 +143,8 @@ fn speech(transport: Transport) -> Option<Speech> {
     }
 }
 
-/// Connects a client; gives what the receiver of a pair is written to as well.
-async fn connect(target: &Target, receiver: Option<usize>, workload: &Workload) -> Result<(Peer, String), BenchError> {
+/// Connects a client, the receiver on a channel of its own; gives what that is written to as well.
+async fn connect(target: &Target, receiver: Option<&str>, workload: &Workload) -> Result<(Peer, String), BenchError> {
     let failed = |error: &dyn std::fmt::Display| BenchError::Connect(target.clone(), error.to_string());
     let connecting = async {
         let Some(speech) = speech(target.transport) else {
@@ -211,10 +211,12 @@ impl Talker {
 /// lost or repeated is no error: the figures say so.
 pub async fn run(workload: &Workload, told: impl Fn(Progress)) -> Result<Figures, BenchError> {
     workload.check()?;
+    // Runs that go on at once do not hear each other.
+    let name = format!("bench-{:08x}", rand::random::<u32>());
     let mut senders = Vec::with_capacity(workload.pairs);
     let mut receivers = Vec::with_capacity(workload.pairs);
     for pair in 0..workload.pairs {
-        receivers.push(connect(&workload.to, Some(pair), workload).await?);
+        receivers.push(connect(&workload.to, Some(&format!("{name}.{pair}")), workload).await?);
         senders.push(connect(&workload.from, None, workload).await?.0);
     }
     let measured = match workload.extent {
@@ -518,13 +520,6 @@ fn pace(run: &Run, mut ways: Vec<Way>) -> Result<(), BenchError> {
     };
     // Without it the system lets a sleeper sleep up to 50 µs longer. Fails nowhere that matters: it is later, no more.
     let _ = nix::sys::prctl::set_timerslack(1);
-    for way in &ways {
-        if let Way::Talk(Some(stream), ..) = way {
-            stream
-                .set_nonblocking(false)
-                .map_err(|error| BenchError::Workload(error.to_string()))?;
-        }
-    }
     let (mut out, mut body) = (Vec::new(), Vec::new());
     let pairs = ways.len();
     for index in 0u64.. {
@@ -553,7 +548,7 @@ fn pace(run: &Run, mut ways: Vec<Way>) -> Result<(), BenchError> {
                     out.extend_from_slice(speech.alive());
                 }
                 speech.message(to, &body, &mut out);
-                stream.write_all(&out).map_err(|error| BenchError::Client {
+                write(run, stream, &out).map_err(|error| BenchError::Client {
                     pair: number,
                     side: "sender",
                     what: error.to_string(),
@@ -562,6 +557,24 @@ fn pace(run: &Run, mut ways: Vec<Way>) -> Result<(), BenchError> {
             Way::Talk(None, ..) => break,
             // Closed only when the run is over.
             Way::Hand(bodies) => drop(bodies.send(std::mem::take(&mut body))),
+        }
+    }
+    Ok(())
+}
+
+/// Writes to a socket that does not block, for as long as the run goes on: its relay may not read.
+fn write(run: &Run, stream: &mut std::net::TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(written) => bytes.advance(written),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if run.stop.is_cancelled() {
+                    return Ok(());
+                }
+                std::thread::sleep(HELD);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -29,23 +29,23 @@ pub enum Said<'a> {
 }
 
 impl Speech {
-    /// What a client says first: a sender, or the receiver of a pair.
-    pub fn opening(self, receiver: Option<usize>) -> String {
+    /// What a client says first: a sender, or a receiver on this channel.
+    pub fn opening(self, receiver: Option<&str>) -> String {
         const CONNECT: &str = "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n";
         match (self, receiver) {
             (Self::Line, _) => String::new(),
             (Self::Nats, None) => format!("{CONNECT}PING\r\n"),
-            (Self::Nats, Some(pair)) => format!("{CONNECT}SUB {} 1\r\nPING\r\n", channel(pair)),
+            (Self::Nats, Some(channel)) => format!("{CONNECT}SUB {channel} 1\r\nPING\r\n"),
             (Self::Redis, None) => "PING\r\n".to_owned(),
-            (Self::Redis, Some(pair)) => format!("SUBSCRIBE {}\r\n", channel(pair)),
+            (Self::Redis, Some(channel)) => format!("SUBSCRIBE {channel}\r\n"),
         }
     }
 
-    /// Where the receiver of a pair is written to, if it was told this when it was ready.
-    pub fn address(self, ready: &str, pair: usize) -> String {
+    /// Where the receiver on this channel is written to, if it was told this when it was ready.
+    pub fn address(self, ready: &str, channel: &str) -> String {
         match self {
             Self::Line => ready.to_owned(),
-            Self::Nats | Self::Redis => channel(pair),
+            Self::Nats | Self::Redis => channel.to_owned(),
         }
     }
 
@@ -105,10 +105,6 @@ impl Speech {
             Self::Redis => said_in_resp(bytes),
         }
     }
-}
-
-fn channel(pair: usize) -> String {
-    format!("bench.{pair}")
 }
 
 fn text(bytes: &[u8]) -> &str {

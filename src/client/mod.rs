@@ -76,6 +76,7 @@ pub struct Client {
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<Queued>>,
     tracker: TaskTracker,
     stop: CancellationToken,
+    drained: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -379,8 +380,10 @@ impl Client {
         token: Option<Token>,
     ) -> Result<Self, ConnectError> {
         let tracker = TaskTracker::new();
+        let drained = CancellationToken::new();
         let way = Way {
             tracker: tracker.clone(),
+            drained: drained.clone(),
             config,
             addr,
             node: node.clone(),
@@ -425,6 +428,7 @@ impl Client {
             events: tokio::sync::Mutex::new(receiver),
             tracker,
             stop,
+            drained,
         })
     }
 
@@ -560,9 +564,10 @@ impl Client {
         let endpoint = self.shared.endpoint.lock().clone();
         let _ = timeout(LAST_WORD, endpoint.wait_idle()).await;
         drop(endpoint);
-        let tracker = self.tracker.clone();
+        let (tracker, drained) = (self.tracker.clone(), self.drained.clone());
         tracker.close();
         drop(self);
+        drained.cancel();
         tracker.wait().await;
     }
 }

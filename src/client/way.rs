@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{ConnectError, Shared};
@@ -65,6 +66,8 @@ pub(super) async fn come_back(
 /// How a client gets to its node.
 pub(super) struct Way {
     pub(super) tracker: TaskTracker,
+    /// Cancelled once nothing more is to be said.
+    pub(super) drained: CancellationToken,
     pub(super) config: quinn::ClientConfig,
     pub(super) addr: SocketAddr,
     pub(super) node: NodeName,
@@ -84,7 +87,13 @@ pub(super) fn any_socket(to: SocketAddr) -> io::Result<UdpSocket> {
 impl Way {
     /// An endpoint on a socket of its own.
     pub(super) fn endpoint(&self) -> io::Result<Endpoint> {
-        endpoint::endpoint(EndpointConfig::default(), None, any_socket(self.addr)?, &self.tracker)
+        endpoint::endpoint(
+            EndpointConfig::default(),
+            None,
+            any_socket(self.addr)?,
+            &self.tracker,
+            &self.drained,
+        )
     }
 
     /// Connects and greets, as a new client or to come back.

@@ -14,6 +14,7 @@ use crate::address::{HostPort, NodeName};
 use crate::admission::{Full, Places};
 use crate::carrier::close;
 use crate::counters::Counter;
+use crate::endpoint;
 use crate::phase::Phase;
 use crate::tls::credentials::Role;
 use crate::tls::peer_node;
@@ -98,29 +99,34 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
 async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTracker) {
     let remote = incoming.remote_address();
     let shown = context.credentials.shown();
-    let connection = match timeout(GREETING_DEADLINE, incoming).await {
+    // Not by what held when the first packet came: that may have changed while it waited.
+    let crypto = context.credentials.current().link_server();
+    let config = endpoint::link_server(crypto, &context.limits, context.congestion);
+    let accepting = async { incoming.accept_with(Arc::new(config))?.await };
+    let refused = |counter, why: &str| {
+        // Whoever reaches the port can do this as often as it likes, and some of the text may be its own.
+        match context.counters.bump_logged(counter) {
+            Some(count) => warn!(%remote, count, "refused a link: {}", why.escape_debug()),
+            None => debug!(%remote, "refused a link: {}", why.escape_debug()),
+        }
+    };
+    let connection = match timeout(GREETING_DEADLINE, accepting).await {
         Ok(Ok(connection)) => connection,
         // It has another connection by now.
         Ok(Err(ConnectionError::ConnectionClosed(closed)))
             if closed.error_code == TransportErrorCode::APPLICATION_ERROR =>
         {
-            debug!(%remote, "a dial was broken off: {closed}");
+            debug!(%remote, "a dial was broken off: {}", closed.to_string().escape_debug());
             return;
         }
-        Ok(Err(error)) => {
-            context.counters.bump(Counter::LinkHandshakesFailed);
-            warn!(%remote, "refused a link: {error}");
-            return;
-        }
+        Ok(Err(error)) => return refused(Counter::LinkHandshakesFailed, &error.to_string()),
         Err(_) => {
-            context.counters.bump(Counter::LinkHandshakesLate);
-            warn!(%remote, "refused a link: no handshake within {GREETING_DEADLINE:?}");
-            return;
+            let why = format!("no handshake within {GREETING_DEADLINE:?}");
+            return refused(Counter::LinkHandshakesLate, &why);
         }
     };
     let refuse = |code, reason: &str| {
-        context.counters.bump(Counter::LinkHandshakesFailed);
-        warn!(%remote, "refused a link: {reason}");
+        refused(Counter::LinkHandshakesFailed, reason);
         connection.close(code, reason.as_bytes());
     };
     let peer = match peer_node(&connection, &context.cluster) {
@@ -161,11 +167,11 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
         }
         Err(error) if error.is_duplicate() => debug!(%peer, "another connection is the link: {error}"),
         Err(error) => {
-            context.counters.bump(match error {
+            let counter = match error {
                 GreetingError::TimedOut => Counter::LinkHandshakesLate,
                 _ => Counter::LinkHandshakesFailed,
-            });
-            warn!(%peer, %remote, "a link came to nothing: {error}");
+            };
+            refused(counter, &format!("with {peer} it came to nothing: {error}"));
         }
     }
 }

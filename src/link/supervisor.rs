@@ -61,6 +61,9 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(3);
 /// The wait from one dial to the next while all is well and only a certificate is to be shown anew.
 const REPLACEMENT_WAIT: Duration = Duration::from_secs(2);
 
+/// How often at the most it is told why the other node can't be reached, whatever the reasons.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
 /// How many dials may be under way to one node: what is started within the deadline, at the shortest of the longest
 /// waits.
 const MOST_DIALS: usize = 16;
@@ -134,6 +137,7 @@ pub(crate) struct Supervisor {
     dial_at: Instant,
     /// The last failure that was logged, so that the same one is not logged at every attempt.
     last_failure: String,
+    told_at: Option<Instant>,
 }
 
 impl Supervisor {
@@ -153,6 +157,7 @@ impl Supervisor {
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             dial_at: Instant::now(),
             last_failure: String::new(),
+            told_at: None,
         }
     }
 
@@ -233,12 +238,15 @@ impl Supervisor {
     }
 
     fn dial_failed(&mut self, error: &DialError) {
-        let (peer, failure) = (self.link.peer(), error.to_string());
-        if matches!(error, DialError::Greeting(error) if error.is_duplicate()) || failure == self.last_failure {
+        // Some of it may be another's text.
+        let (peer, failure) = (self.link.peer(), error.to_string().escape_debug().to_string());
+        let is_told = failure == self.last_failure || self.told_at.is_some_and(|at| at.elapsed() < TOLD_EVERY);
+        if matches!(error, DialError::Greeting(error) if error.is_duplicate()) || is_told {
             debug!(%peer, "dial failed: {failure}");
         } else {
             warn!(%peer, "can't reach the node, and go on trying: {failure}");
             self.last_failure = failure;
+            self.told_at = Some(Instant::now());
         }
     }
 
@@ -291,6 +299,7 @@ impl Supervisor {
         info!(%peer, remote = %connection.remote_address(), generation, "link up");
         self.backoff.reset();
         self.last_failure.clear();
+        self.told_at = None;
 
         let heard = Arc::new(Heard::now());
         let silence = SILENCE.min(self.context.limits.link_wait.max(SUSPECT_AFTER));
@@ -340,9 +349,9 @@ impl Supervisor {
         } else if ended.is_farewell() {
             info!(%peer, "link down: the node has said goodbye");
         } else if matches!(ended, Ended::Lost(lost) if is_duplicate(lost)) {
-            debug!(%peer, "the other node has taken another connection: {ended}");
+            debug!(%peer, "the other node has taken another connection: {}", ended.to_string().escape_debug());
         } else {
-            warn!(%peer, "link down: {ended}");
+            warn!(%peer, "link down: {}", ended.to_string().escape_debug());
         }
         self.link.adoption.lock().lost();
         self.link.exchange().disconnected(active.heard.at());

@@ -34,6 +34,9 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
     let (limits, counters) = (&context.limits, &context.counters);
     let greetings = Places::new(limits.max_handshakes, limits.max_handshakes_per_source);
     let sessions = Arc::new(Sessions::new());
+    let most_connections = limits
+        .max_clients
+        .saturating_add(limits.max_handshakes.saturating_mul(2));
     loop {
         let incoming = tokio::select! {
             biased;
@@ -59,6 +62,12 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
             counters.bump(Counter::Retries);
             // Fails only where `may_retry` says no.
             let _ = incoming.retry();
+            continue;
+        }
+        // quinn keeps a connection for a while after it was closed, and how long that is its client has a say in.
+        if endpoint.open_connections() > most_connections {
+            counters.bump(Counter::HandshakesIgnored);
+            incoming.ignore();
             continue;
         }
         let greeting = match greetings.take(incoming.remote_address().ip().into()) {
@@ -329,7 +338,14 @@ mod tests {
     async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (Endpoint, Connection, SendStream, RecvStream) {
         let config = endpoint::client_client(ClientTls::load(certs.path(), None).unwrap());
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let endpoint = endpoint::endpoint(quinn::EndpointConfig::default(), None, socket, &TaskTracker::new()).unwrap();
+        let endpoint = endpoint::endpoint(
+            quinn::EndpointConfig::default(),
+            None,
+            socket,
+            &TaskTracker::new(),
+            &tokio_util::sync::CancellationToken::new(),
+        )
+        .unwrap();
         let connecting = endpoint.connect_with(config, node.quic_addr(), "127.0.0.1").unwrap();
         let connection = connecting.await.unwrap();
         let (mut send, mut recv) = connection.open_bi().await.unwrap();

@@ -85,7 +85,6 @@ impl<A> Berth<A> {
 pub(super) struct Sessions(DashMap<String, Kept>);
 
 /// A session that can be resumed.
-#[derive(Clone)]
 struct Kept {
     berth: Arc<Berth<Arrival>>,
     /// The name that its client must have proved, if it has one.
@@ -112,13 +111,12 @@ impl Sessions {
     /// Hands a connection of the client with this name to the session with this token; gives it back when there is none,
     /// or it is another client's.
     pub(super) fn hand_over(&self, token: &str, name: Option<&ClientId>, arrival: Arrival) -> Result<(), Arrival> {
-        let Some(kept) = self.0.get(token).map(|kept| kept.clone()) else {
-            return Err(arrival);
+        let earlier = match self.0.get(token) {
+            // While it is held here: a session that ends takes its berth out first, so that none waits in one that is gone.
+            Some(kept) if kept.name.as_ref() == name => kept.berth.put(arrival),
+            Some(_) | None => return Err(arrival),
         };
-        if kept.name.as_ref() != name {
-            return Err(arrival);
-        }
-        if let Some(earlier) = kept.berth.put(arrival) {
+        if let Some(earlier) = earlier {
             replace(&earlier.connection);
         }
         Ok(())
@@ -198,7 +196,7 @@ pub(super) async fn serve(
     let restraint = admission.restraint(context, first.login.as_deref());
     let session = Session::new(address, limits, restraint, permit);
     let registering = registry.register(id, Arc::<Session>::clone(&session));
-    let Ok(registration) = timeout(limits.hello, registering).await else {
+    let Ok(Some(registration)) = timeout(limits.hello, registering).await else {
         // What has the id ends at once when it is told to.
         debug!(client = %session.address, "turned away: its id does not become free");
         return;
@@ -564,7 +562,7 @@ impl SessionHandler<'_> {
                     self.session.restraint.renew(self.context.rate(Some(&login)));
                     Ok(())
                 }
-                Ok(_) => Err(OTHER_SUBJECT.to_owned()),
+                Ok(_) => self.context.log_in(Err(OTHER_SUBJECT)).await.map(|_| ()),
                 Err(text) => Err(text),
             };
             let judged = judged.map_err(|text| (Code::NotAllowed.to_string(), text));

@@ -19,7 +19,8 @@ use quinn::Connection;
 use rustls::CertificateError;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::JoinError;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::files::valid_until;
@@ -31,6 +32,12 @@ use crate::phase::{Follow, Phase};
 
 /// How often the files, and who is on the roll, are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Each so manyth look the files are read though they have not changed, while something is wrong with them.
+const LOOKS_WITH_FAULTS: u32 = 10;
+
+/// What was read, and what is wrong with the parts that it leaves as they were.
+type Read = (Result<NodeTls, TlsError>, Vec<TlsError>);
 
 /// From when on the end of a certificate or a revocation list is warned of: what is left of it.
 const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
@@ -85,19 +92,6 @@ impl Drop for Entry {
 #[derive(Debug, thiserror::Error)]
 #[error("its certificate is no good any more: {0}")]
 pub(crate) struct NoGood(String);
-
-/// Why what was read is not taken.
-#[derive(Debug, thiserror::Error)]
-enum ReloadError {
-    #[error(transparent)]
-    Files(#[from] TlsError),
-    #[error("{}: the revocation list is gone; put it back, or an empty one if nothing is revoked any more", .0.display())]
-    ListGone(PathBuf),
-    #[error("the certificate is for the cluster {0:?} now; a node that goes to another cluster has to start anew")]
-    OtherCluster(String),
-    #[error("reading them failed: {0}")]
-    Task(#[from] tokio::task::JoinError),
-}
 
 impl Credentials {
     /// Reads and checks the files of a node.
@@ -176,33 +170,21 @@ impl Credentials {
 
     /// Looks after files and roll until the node stops. `apply` is given what is in force from now on.
     pub(crate) async fn watch(self: Arc<Self>, phase: Follow, apply: impl Fn(&NodeTls)) {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failure: Option<String> = None;
+        // Side by side: a file system may take its time, or never answer, and what is over is over.
+        tokio::select! {
+            biased;
+            () = phase.reached(Phase::Stopped) => {}
+            never = self.end_those_over() => never,
+            never = self.read_again(apply) => never,
+        }
+    }
+
+    /// Closes whoever's certificate is over, and warns of what ends soon. Never ends.
+    async fn end_those_over<N>(&self) -> N {
+        let mut look = looks();
         let mut notices = Vec::new();
         loop {
-            let wanted = tokio::select! {
-                biased;
-                () = phase.reached(Phase::Stopped) => return,
-                () = self.wanted.notified() => true,
-                _ = look.tick() => false,
-            };
-            match self.read_if_changed(wanted || failure.is_some()).await {
-                Ok(None) => {}
-                Ok(Some(tls)) => {
-                    failure = None;
-                    info!(name = %self.name, "the certificates were read again, and are in force");
-                    apply(&tls);
-                    self.judge_all();
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if failure.as_ref() != Some(&text) {
-                        error!(name = %self.name, "the new certificates are of no use, the old ones stay in force: {text}");
-                        failure = Some(text);
-                    }
-                }
-            }
+            look.tick().await;
             self.close_those_over(SystemTime::now());
             let due = self.current().notices(SystemTime::now());
             for notice in due.iter().filter(|notice| !notices.contains(*notice)) {
@@ -212,43 +194,71 @@ impl Credentials {
         }
     }
 
-    /// Reads the files if they have changed, and puts what they hold in force.
-    async fn read_if_changed(self: &Arc<Self>, anyway: bool) -> Result<Option<Arc<NodeTls>>, ReloadError> {
+    /// Reads the files when they have changed, or that is wanted, and puts what they hold in force. Never ends.
+    async fn read_again<N>(self: &Arc<Self>, apply: impl Fn(&NodeTls)) -> N {
+        let mut look = looks();
+        let mut faults: Vec<String> = Vec::new();
+        let mut looks_with_faults = 0u32;
+        loop {
+            let wanted = tokio::select! {
+                biased;
+                () = self.wanted.notified() => true,
+                _ = look.tick() => false,
+            };
+            looks_with_faults = if faults.is_empty() { 0 } else { looks_with_faults + 1 };
+            // A file that was being written may have had its last time stamp before its last byte.
+            let again = looks_with_faults % LOOKS_WITH_FAULTS == 1;
+            let (made, new) = match self.read_if_changed(wanted || again).await {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) => {
+                    error!(name = %self.name, "reading the certificates failed: {error}");
+                    continue;
+                }
+            };
+            let mut now: Vec<String> = new.iter().map(ToString::to_string).collect();
+            match made {
+                Ok(tls) => self.take_up(tls, now.is_empty(), &apply).await,
+                Err(error) => now.push(error.to_string()),
+            }
+            for fault in now.iter().filter(|fault| !faults.contains(*fault)) {
+                error!(name = %self.name, "new certificates are of no use, the old ones stay in force: {fault}");
+            }
+            faults = now;
+        }
+    }
+
+    /// Reads the files if they have changed.
+    async fn read_if_changed(self: &Arc<Self>, anyway: bool) -> Result<Option<Read>, JoinError> {
         let this = Arc::clone(self);
-        // A file system may take its time.
         let read = tokio::task::spawn_blocking(move || {
             let stamps = Stamps::of(&this.dir, &this.name);
             if !anyway && stamps == *this.stamps.lock() {
-                return Ok(None);
+                return None;
             }
             *this.stamps.lock() = stamps;
-            NodeTls::load(&this.dir, &this.name, this.certificates).map(Some)
+            Some(this.current().load_again(&this.dir, this.certificates))
         });
-        let Some(tls) = read.await?? else {
-            return Ok(None);
-        };
-        let old = self.current();
-        let gone = |stem: &str| ReloadError::ListGone(self.dir.join(format!("{stem}.crl")));
-        if old.nodes.lists_until.is_some() && tls.nodes.lists_until.is_none() {
-            return Err(gone(NODE_CA));
-        }
-        let of_clients = |tls: &NodeTls| tls.clients.as_ref().and_then(|trust| trust.lists_until);
-        if of_clients(&old).is_some() && of_clients(&tls).is_none() {
-            return Err(gone(CLIENT_CA));
-        }
-        if old.cluster != tls.cluster {
-            return Err(ReloadError::OtherCluster(tls.cluster));
-        }
+        read.await
+    }
+
+    /// Puts in force what was read, and judges all by it.
+    async fn take_up(&self, tls: NodeTls, whole: bool, apply: &impl Fn(&NodeTls)) {
         let tls = Arc::new(tls);
-        *self.current.lock() = Arc::clone(&tls);
-        if old.chain != tls.chain {
+        let old = std::mem::replace(&mut *self.current.lock(), Arc::clone(&tls));
+        apply(&tls);
+        if old.own.chain != tls.own.chain {
             self.shown.fetch_add(1, Ordering::AcqRel);
         }
-        Ok(Some(tls))
+        let trust = |tls: &NodeTls| (Arc::as_ptr(&tls.nodes), tls.clients.as_ref().map(Arc::as_ptr));
+        if whole || trust(&old) != trust(&tls) || !Arc::ptr_eq(&old.own, &tls.own) {
+            info!(name = %self.name, "the certificates were read again, and are in force");
+            self.judge_all().await;
+        }
     }
 
     /// Closes all who would not be let in any more.
-    fn judge_all(&self) {
+    async fn judge_all(&self) {
         let listed: Vec<_> = self
             .roll
             .iter()
@@ -258,6 +268,8 @@ impl Credentials {
             if let Err(why) = self.judge(role, &chain) {
                 turn_out(&connection, &why);
             }
+            // Signatures are checked, and there may be many: the others have their turns.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -266,6 +278,12 @@ impl Credentials {
             turn_out(&listed.connection, "it has expired");
         }
     }
+}
+
+fn looks() -> Interval {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look
 }
 
 fn turn_out(connection: &Connection, why: &str) {
@@ -278,10 +296,10 @@ fn turn_out(connection: &Connection, why: &str) {
 impl NodeTls {
     /// What ends soon, for whoever runs the node.
     fn notices(&self, now: SystemTime) -> Vec<String> {
-        let of_clients = self.clients.as_ref().and_then(|trust| trust.lists_until);
+        let of_clients = self.clients.as_ref().and_then(|trust| trust.lists_until());
         let ends = [
-            ("the node's certificate", Some(self.until)),
-            ("the list of revoked nodes (node-ca.crl)", self.nodes.lists_until),
+            ("the node's certificate", Some(self.own.until)),
+            ("the list of revoked nodes (node-ca.crl)", self.nodes.lists_until()),
             ("the list of revoked clients (client-ca.crl)", of_clients),
         ];
         let notice = |(what, until): (&str, Option<SystemTime>)| match until?.duration_since(now) {

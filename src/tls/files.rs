@@ -66,6 +66,12 @@ pub(super) enum Problem {
     ListWithoutEnd,
     #[error("a revocation list in it expired {0} minutes ago")]
     ListExpired(u64),
+    #[error("the list of an authority that is still trusted is gone")]
+    ListGone,
+    #[error("a list in it is older than the one in force: it has the number {0}, that one {1}")]
+    ListOlder(u64, u64),
+    #[error("the certificate is for the cluster {0:?} now; a node that goes to another cluster has to start anew")]
+    OtherCluster(String),
     #[error("TLS can't use it: {0}")]
     Unfit(String),
 }
@@ -74,9 +80,21 @@ pub(super) enum Problem {
 #[derive(Debug, Clone)]
 pub(super) struct Authority {
     pub(super) roots: Arc<RootCertStore>,
-    pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
-    /// When the first of the lists is over.
-    pub(super) lists_until: Option<SystemTime>,
+    /// Their names, as they stand in what they issue.
+    pub(super) issuers: Vec<Vec<u8>>,
+    pub(super) lists: Vec<List>,
+}
+
+/// A revocation list.
+#[derive(Debug, Clone)]
+pub(super) struct List {
+    pub(super) der: CertificateRevocationListDer<'static>,
+    /// The name of the authority that issued it.
+    pub(super) issuer: Vec<u8>,
+    /// A later one has a higher one.
+    pub(super) number: u64,
+    /// Up to when it holds.
+    pub(super) until: SystemTime,
 }
 
 /// Reads a certificate directory, and knows how to make what is wrong in it anew.
@@ -121,8 +139,9 @@ impl<'a> Files<'a> {
 
     /// The authority in `STEM.pem`, with the revocation lists in `STEM.crl`, if that is there.
     ///
-    /// Several certificates in the file are several authorities: that is how one is replaced without a stop.
-    pub(super) fn authority(&self, stem: &'static str) -> Result<Authority, TlsError> {
+    /// Several certificates in the file are several authorities: that is how one is replaced without a stop. Lists of those
+    /// of `former` that are no more are passed over: to take an authority out must not wait for its list.
+    pub(super) fn authority(&self, stem: &'static str, former: &[Vec<u8>]) -> Result<Authority, TlsError> {
         let chain = self.chain(stem)?;
         let mut roots = RootCertStore::empty();
         for certificate in &chain {
@@ -130,11 +149,15 @@ impl<'a> Files<'a> {
                 .add(certificate.clone())
                 .map_err(|error| self.fault(stem, "pem", Problem::Unfit(error.to_string())))?;
         }
-        let (lists, lists_until) = self.lists(stem, &chain)?;
+        let lists = self.lists(stem, &chain, former)?;
+        let name = |certificate: &CertificateDer<'_>| {
+            let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+            Some(certificate.subject().as_raw().to_vec())
+        };
         Ok(Authority {
             roots: Arc::new(roots),
+            issuers: chain.iter().filter_map(name).collect(),
             lists,
-            lists_until,
         })
     }
 
@@ -142,14 +165,15 @@ impl<'a> Files<'a> {
         &self,
         stem: &'static str,
         authorities: &[CertificateDer<'_>],
-    ) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<SystemTime>), TlsError> {
+        former: &[Vec<u8>],
+    ) -> Result<Vec<List>, TlsError> {
         let fault = |problem| self.fault(stem, "crl", problem);
         let pem = match self.read(stem, "crl") {
             Ok(pem) => pem,
             Err(TlsError {
                 problem: Problem::Missing,
                 ..
-            }) => return Ok((Vec::new(), None)),
+            }) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&pem)
@@ -158,12 +182,11 @@ impl<'a> Files<'a> {
         if lists.is_empty() {
             return Err(fault(Problem::NoList));
         }
-        let mut until: Option<SystemTime> = None;
-        for list in &lists {
-            let end = check_list(list, authorities, stem).map_err(fault)?;
-            until = Some(until.map_or(end, |until| until.min(end)));
-        }
-        Ok((lists, until))
+        lists
+            .into_iter()
+            .filter_map(|list| check_list(list, authorities, former, stem).transpose())
+            .collect::<Result<_, _>>()
+            .map_err(fault)
     }
 
     /// The key to sign with, and a secret derived from it.
@@ -242,30 +265,45 @@ impl<'a> Files<'a> {
 }
 
 /// Checks a revocation list as it will be when a certificate is: a list that proves useless then would let nobody in.
-/// Gives the time up to which it holds.
+/// `None`: it is of an authority that is no more.
 fn check_list(
-    list: &CertificateRevocationListDer<'_>,
+    der: CertificateRevocationListDer<'static>,
     authorities: &[CertificateDer<'_>],
+    former: &[Vec<u8>],
     stem: &'static str,
-) -> Result<SystemTime, Problem> {
-    let (rest, list) = CertificateRevocationList::from_der(list).map_err(|_| Problem::NoList)?;
+) -> Result<Option<List>, Problem> {
+    let (rest, list) = CertificateRevocationList::from_der(&der).map_err(|_| Problem::NoList)?;
     if !rest.is_empty() {
         return Err(Problem::NoList);
     }
-    let issued = authorities.iter().any(|authority| {
-        X509Certificate::from_der(authority).is_ok_and(|(_, authority)| {
-            authority.subject() == list.issuer() && list.verify_signature(authority.public_key()).is_ok()
-        })
-    });
-    if !issued {
+    let named: Vec<_> = authorities
+        .iter()
+        .filter_map(|authority| X509Certificate::from_der(authority).ok())
+        .filter(|(_, authority)| authority.subject() == list.issuer())
+        .collect();
+    let issuer = list.issuer().as_raw().to_vec();
+    if named.is_empty() && former.contains(&issuer) {
+        return Ok(None);
+    }
+    if !named
+        .iter()
+        .any(|(_, authority)| list.verify_signature(authority.public_key()).is_ok())
+    {
         return Err(Problem::ListOfOther(stem));
     }
     let end = list.next_update().ok_or(Problem::ListWithoutEnd)?;
-    let end = system_time(end.timestamp());
-    match SystemTime::now().duration_since(end) {
-        Ok(since) => Err(Problem::ListExpired(since.as_secs() / 60)),
-        Err(_) => Ok(end),
+    let until = system_time(end.timestamp());
+    if let Ok(since) = SystemTime::now().duration_since(until) {
+        return Err(Problem::ListExpired(since.as_secs() / 60));
     }
+    // One without a number, or with one that no authority comes to, is the oldest.
+    let number = list.crl_number().and_then(|number| u64::try_from(number).ok());
+    Ok(Some(List {
+        issuer,
+        number: number.unwrap_or(0),
+        until,
+        der,
+    }))
 }
 
 /// Up to when all certificates of a chain hold; `None` if one can't be read.

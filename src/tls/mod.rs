@@ -30,7 +30,6 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, InconsistentKeys, ServerConfig};
-use webpki::EndEntityCert;
 
 use crate::address::{ClientId, NodeName};
 use crate::certs::{CLIENT_CA, NODE_CA, client_stem, node_stem};
@@ -61,63 +60,47 @@ pub(crate) enum ClientCertificates {
 
 /// A node's side of TLS: its certificate and key, and the authorities it trusts.
 pub(crate) struct NodeTls {
-    name: NodeName,
-    cluster: String,
-    chain: Vec<CertificateDer<'static>>,
-    /// Up to when the node's own certificate holds.
-    until: SystemTime,
-    nodes: Trust,
-    clients: Option<Trust>,
+    own: Arc<Own>,
+    nodes: Arc<Trust>,
+    clients: Option<Arc<Trust>>,
     link_server: Arc<QuicServerConfig>,
     link_client: Arc<QuicClientConfig>,
     client_server: Arc<QuicServerConfig>,
+}
+
+/// What a node shows.
+struct Own {
+    name: NodeName,
+    cluster: String,
+    chain: Vec<CertificateDer<'static>>,
+    certified: Arc<SingleCertAndKey>,
+    /// Up to when the certificate holds.
+    until: SystemTime,
     reset_secret: hmac::Key,
 }
 
-impl NodeTls {
-    /// Reads and checks the files of a node.
-    ///
-    /// What a refused connection would show later is found out here.
-    pub(crate) fn load(dir: &Path, name: &NodeName, certificates: ClientCertificates) -> Result<Self, TlsError> {
+impl Own {
+    /// Reads a node's certificate and key. Which authority has issued it is not looked at.
+    fn load(files: &mut Files<'_>, name: &NodeName) -> Result<Self, TlsError> {
         let stem = node_stem(name);
-        let mut files = Files::new(dir, Some(name));
-        let authority = files.authority(NODE_CA)?;
-        let client_authority = match certificates {
-            ClientCertificates::Unasked => None,
-            ClientCertificates::Welcome | ClientCertificates::Required => Some(files.authority(CLIENT_CA)?),
-        };
         let chain = files.chain(&stem)?;
-        let (key, secret) = files.key(&stem)?;
-        let in_certificate = |problem: Problem, files: &Files<'_>| files.fault(&stem, "pem", problem);
-
-        let unfit = |error: webpki::Error| Problem::Unfit(error.to_string());
-        let first = chain
-            .first()
-            .ok_or_else(|| in_certificate(Problem::NoCertificate, &files))?;
-        let leaf = EndEntityCert::try_from(first).map_err(|error| in_certificate(unfit(error), &files))?;
-        let identity = Identity::of_leaf(&leaf).map_err(|error| in_certificate(Problem::Identity(error), &files))?;
+        let (key, reset_secret) = files.key(&stem)?;
+        let fault = |problem: Problem, files: &Files<'_>| files.fault(&stem, "pem", problem);
+        let identity = Identity::of_chain(&chain).map_err(|error| fault(Problem::Identity(error), files))?;
         let cluster = identity.cluster.clone();
         files.cluster = Some(cluster.clone());
         let named = identity
             .node_of(&cluster)
-            .map_err(|error| in_certificate(Problem::Identity(error), &files))?;
+            .map_err(|error| fault(Problem::Identity(error), files))?;
         if named != *name {
-            let problem = Problem::OtherNode(named, name.clone());
-            return Err(in_certificate(problem, &files));
+            return Err(fault(Problem::OtherNode(named, name.clone()), files));
         }
-        let nodes = Trust::new(&authority, false).map_err(|error| files.fault(NODE_CA, "pem", error))?;
-        let clients = client_authority
-            .map(|authority| Trust::new(&authority, certificates == ClientCertificates::Welcome))
-            .transpose()
-            .map_err(|error| files.fault(CLIENT_CA, "pem", error))?;
-        check(&leaf, &chain, &nodes, name).map_err(|problem| in_certificate(problem, &files))?;
         let until = valid_until(&chain).ok_or_else(|| {
-            in_certificate(
+            fault(
                 Problem::Unfit("one of its certificates can't be read".to_owned()),
-                &files,
+                files,
             )
         })?;
-
         let certified = CertifiedKey::new(chain.clone(), key);
         match certified.keys_match() {
             Ok(()) => {}
@@ -126,35 +109,110 @@ impl NodeTls {
             }
             Err(error) => return Err(files.fault(&stem, "key", Problem::Unfit(error.to_string()))),
         }
-        let certified = Arc::new(SingleCertAndKey::from(certified));
-        let configs = || -> Result<_, Box<dyn std::error::Error>> {
-            let nodes_as_clients = Some(Arc::clone(&nodes.clients));
-            let clients = clients.as_ref().map(|clients| Arc::clone(&clients.clients));
-            Ok((
-                server(nodes_as_clients, Arc::clone(&certified), LINK_ALPN)?.try_into()?,
-                client(Arc::clone(&nodes.servers), Some(certified.clone()), LINK_ALPN)?.try_into()?,
-                server(clients, certified, CLIENT_ALPN)?.try_into()?,
-            ))
-        };
-        let (link_server, link_client, client_server): (QuicServerConfig, QuicClientConfig, QuicServerConfig) =
-            configs().map_err(|error| in_certificate(Problem::Unfit(error.to_string()), &files))?;
         Ok(Self {
             name: name.clone(),
             cluster,
             chain,
+            certified: Arc::new(SingleCertAndKey::from(certified)),
             until,
+            reset_secret,
+        })
+    }
+}
+
+impl NodeTls {
+    /// Reads and checks the files of a node.
+    ///
+    /// What a refused connection would show later is found out here.
+    pub(crate) fn load(dir: &Path, name: &NodeName, certificates: ClientCertificates) -> Result<Self, TlsError> {
+        let mut files = Files::new(dir, Some(name));
+        let nodes = Trust::load(&files, NODE_CA, false, &[])?;
+        let clients = Trust::of_clients(&files, certificates, &[])?;
+        let own = Own::load(&mut files, name)?;
+        check(&own.chain, &nodes, name).map_err(|problem| files.fault(&node_stem(name), "pem", problem))?;
+        Self::of(Arc::new(own), Arc::new(nodes), clients.map(Arc::new))
+            .map_err(|problem| files.fault(&node_stem(name), "pem", problem))
+    }
+
+    /// Reads the files again. Each part that is whole takes the place of what it was: what one authority has revoked must
+    /// not wait for the files of another, or for the node's own. Gives what is wrong with the others as well.
+    pub(crate) fn load_again(
+        &self,
+        dir: &Path,
+        certificates: ClientCertificates,
+    ) -> (Result<Self, TlsError>, Vec<TlsError>) {
+        let name = &self.own.name;
+        let mut files = Files::new(dir, Some(name));
+        files.cluster = Some(self.own.cluster.clone());
+        let mut faults = Vec::new();
+        let former = &self.nodes.authority.issuers;
+        let nodes = Trust::load(&files, NODE_CA, false, former);
+        let nodes = nodes.and_then(|nodes| nodes.follows(&self.nodes, &files, NODE_CA));
+        let nodes = nodes.map_or_else(
+            |fault| {
+                faults.push(fault);
+                Arc::clone(&self.nodes)
+            },
+            Arc::new,
+        );
+        let former = self.clients.as_ref().map(|old| old.authority.issuers.as_slice());
+        let clients = Trust::of_clients(&files, certificates, former.unwrap_or_default());
+        let clients = clients.and_then(|clients| match (clients, &self.clients) {
+            (Some(clients), Some(old)) => clients.follows(old, &files, CLIENT_CA).map(Some),
+            (clients, _) => Ok(clients),
+        });
+        let clients = clients.map_or_else(
+            |fault| {
+                faults.push(fault);
+                self.clients.clone()
+            },
+            |clients| clients.map(Arc::new),
+        );
+        let own = Own::load(&mut files, name).and_then(|own| {
+            let fault = |problem| files.fault(&node_stem(name), "pem", problem);
+            if own.cluster != self.own.cluster {
+                return Err(fault(Problem::OtherCluster(own.cluster)));
+            }
+            check(&own.chain, &nodes, name).map_err(fault)?;
+            Ok(own)
+        });
+        let own = own.map_or_else(
+            |fault| {
+                faults.push(fault);
+                Arc::clone(&self.own)
+            },
+            Arc::new,
+        );
+        let made = Self::of(own, nodes, clients).map_err(|problem| files.fault(&node_stem(name), "pem", problem));
+        (made, faults)
+    }
+
+    fn of(own: Arc<Own>, nodes: Arc<Trust>, clients: Option<Arc<Trust>>) -> Result<Self, Problem> {
+        let configs = || -> Result<_, Box<dyn std::error::Error>> {
+            let certified = || Arc::clone(&own.certified);
+            let nodes_as_clients = Some(Arc::clone(&nodes.clients));
+            let as_clients = clients.as_ref().map(|clients| Arc::clone(&clients.clients));
+            Ok((
+                server(nodes_as_clients, certified(), LINK_ALPN)?.try_into()?,
+                client(Arc::clone(&nodes.servers), Some(certified()), LINK_ALPN)?.try_into()?,
+                server(as_clients, certified(), CLIENT_ALPN)?.try_into()?,
+            ))
+        };
+        let (link_server, link_client, client_server): (QuicServerConfig, QuicClientConfig, QuicServerConfig) =
+            configs().map_err(|error| Problem::Unfit(error.to_string()))?;
+        Ok(Self {
+            own,
             nodes,
             clients,
             link_server: Arc::new(link_server),
             link_client: Arc::new(link_client),
             client_server: Arc::new(client_server),
-            reset_secret: secret,
         })
     }
 
     /// The cluster that the certificate names.
     pub(crate) fn cluster(&self) -> &str {
-        &self.cluster
+        &self.own.cluster
     }
 
     /// For links that other nodes open to this one: only a certificate of the node authority gets in.
@@ -179,7 +237,7 @@ impl NodeTls {
     /// other's connection id would end a connection there (RFC 9000, section 21.11).
     pub(crate) fn reset_key(&self, alpn: &[u8]) -> [u8; 64] {
         let mut key = [0; 64];
-        key.copy_from_slice(hmac::sign(&self.reset_secret, alpn).as_ref());
+        key.copy_from_slice(hmac::sign(&self.own.reset_secret, alpn).as_ref());
         key
     }
 
@@ -196,8 +254,8 @@ impl NodeTls {
 impl fmt::Debug for NodeTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeTls")
-            .field("name", &self.name)
-            .field("cluster", &self.cluster)
+            .field("name", &self.own.name)
+            .field("cluster", &self.own.cluster)
             .finish_non_exhaustive()
     }
 }
@@ -209,22 +267,43 @@ struct Trust {
     clients: Arc<dyn ClientCertVerifier>,
     /// Of those that are dialled.
     servers: Arc<dyn ServerCertVerifier>,
-    lists_until: Option<SystemTime>,
+    authority: Authority,
 }
 
 impl Trust {
-    fn new(authority: &Authority, may_be_without: bool) -> Result<Self, Problem> {
+    /// Reads an authority's certificates and lists.
+    fn load(files: &Files<'_>, stem: &'static str, may_be_without: bool, former: &[Vec<u8>]) -> Result<Self, TlsError> {
+        let authority = files.authority(stem, former)?;
+        Self::new(authority, may_be_without).map_err(|problem| files.fault(stem, "pem", problem))
+    }
+
+    /// The same of the client authority, if clients are asked for certificates.
+    fn of_clients(
+        files: &Files<'_>,
+        certificates: ClientCertificates,
+        former: &[Vec<u8>],
+    ) -> Result<Option<Self>, TlsError> {
+        let may_be_without = match certificates {
+            ClientCertificates::Unasked => return Ok(None),
+            ClientCertificates::Welcome => true,
+            ClientCertificates::Required => false,
+        };
+        Self::load(files, CLIENT_CA, may_be_without, former).map(Some)
+    }
+
+    fn new(authority: Authority, may_be_without: bool) -> Result<Self, Problem> {
         // A list counts for the authority that issued it; one without a list has revoked nothing.
-        let roots = Arc::clone(&authority.roots);
-        let mut clients = WebPkiClientVerifier::builder_with_provider(roots, crypto())
-            .with_crls(authority.lists.clone())
+        let roots = || Arc::clone(&authority.roots);
+        let lists = || authority.lists.iter().map(|list| list.der.clone());
+        let mut clients = WebPkiClientVerifier::builder_with_provider(roots(), crypto())
+            .with_crls(lists())
             .allow_unknown_revocation_status()
             .enforce_revocation_expiration();
         if may_be_without {
             clients = clients.allow_unauthenticated();
         }
-        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&authority.roots), crypto())
-            .with_crls(authority.lists.clone())
+        let servers = WebPkiServerVerifier::builder_with_provider(roots(), crypto())
+            .with_crls(lists())
             .allow_unknown_revocation_status()
             .enforce_revocation_expiration()
             .build();
@@ -232,8 +311,31 @@ impl Trust {
         Ok(Self {
             clients: clients.build().map_err(unfit)?,
             servers: servers.map_err(unfit)?,
-            lists_until: authority.lists_until,
+            authority,
         })
+    }
+
+    /// Itself, if it may take the place of `old`: nothing that was revoked is good again by a list that is missing, or
+    /// older, while its authority is trusted.
+    fn follows(self, old: &Self, files: &Files<'_>, stem: &'static str) -> Result<Self, TlsError> {
+        for earlier in &old.authority.lists {
+            let later = self.authority.lists.iter().filter(|list| list.issuer == earlier.issuer);
+            match later.map(|list| list.number).max() {
+                Some(number) if number < earlier.number => {
+                    return Err(files.fault(stem, "crl", Problem::ListOlder(number, earlier.number)));
+                }
+                None if self.authority.issuers.contains(&earlier.issuer) => {
+                    return Err(files.fault(stem, "crl", Problem::ListGone));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(self)
+    }
+
+    /// When the first of its lists is over.
+    fn lists_until(&self) -> Option<SystemTime> {
+        self.authority.lists.iter().map(|list| list.until).min()
     }
 
     /// Judges a chain that was shown in a handshake some time ago, as it would be judged now.
@@ -263,8 +365,7 @@ impl ClientTls {
             }
             None => None,
         };
-        let trust =
-            Trust::new(&files.authority(NODE_CA)?, false).map_err(|error| files.fault(NODE_CA, "pem", error))?;
+        let trust = Trust::load(&files, NODE_CA, false, &[])?;
         let config = || -> Result<QuicClientConfig, Box<dyn std::error::Error>> {
             Ok(client(trust.servers, certified, CLIENT_ALPN)?.try_into()?)
         };
@@ -295,12 +396,7 @@ pub(crate) fn peer_client(connection: &quinn::Connection, cluster: &str) -> Resu
 }
 
 /// Checks a node's certificate as the nodes at the other end of its links will.
-fn check(
-    leaf: &EndEntityCert<'_>,
-    chain: &[CertificateDer<'_>],
-    nodes: &Trust,
-    name: &NodeName,
-) -> Result<(), Problem> {
+fn check(chain: &[CertificateDer<'_>], nodes: &Trust, name: &NodeName) -> Result<(), Problem> {
     let host = ServerName::try_from(name.host()).map_err(|error| Problem::Unfit(error.to_string()))?;
     let now = UnixTime::now();
     let (first, rest) = chain.split_first().ok_or(Problem::NoCertificate)?;
@@ -326,9 +422,7 @@ fn check(
         },
         other => Problem::Unfit(other.to_string()),
     };
-    as_server.and_then(|()| nodes.judge(chain, now)).map_err(problem)?;
-    leaf.verify_is_valid_for_subject_name(&host)
-        .map_err(|_| Problem::OtherHost(name.host().to_owned()))
+    as_server.and_then(|()| nodes.judge(chain, now)).map_err(problem)
 }
 
 /// Named here and in this order, so that no feature of another crate changes what is offered.
@@ -421,7 +515,7 @@ mod tests {
     }
 
     fn trust(dir: &Path) -> Trust {
-        Trust::new(&Files::new(dir, None).authority(NODE_CA).unwrap(), false).unwrap()
+        Trust::load(&Files::new(dir, None), NODE_CA, false, &[]).unwrap()
     }
 
     /// The certificate and key in these files, whatever they are for.
@@ -472,7 +566,7 @@ mod tests {
     async fn nodes_of_a_cluster_link_and_know_each_other() {
         let dir = directory("eu-1");
         let b = load(dir.path(), B).unwrap();
-        assert_eq!((b.cluster(), &b.name), ("eu-1", &name(B)));
+        assert_eq!((b.cluster(), &b.own.name), ("eu-1", &name(B)));
         let (accepted, dialled) = link_to_a(dir.path(), b.link_client()).await;
         let (accepted, dialled) = (accepted.unwrap(), dialled.unwrap());
         assert_eq!(peer_node(&accepted, "eu-1"), Ok(name(B)));
@@ -769,6 +863,87 @@ mod tests {
     }
 
     #[test]
+    fn what_one_authority_has_revoked_does_not_wait_for_the_files_of_another() {
+        let dir = directory("trunkline");
+        let both = ClientCertificates::Required;
+        let tls = NodeTls::load(dir.path(), &name(A), both).unwrap();
+        let own = |stem: &str| Files::new(dir.path(), None).chain(stem).unwrap();
+        let (node, bob) = (own(&node_stem(&name(B))), own("client-bob"));
+        let is_good = |tls: &NodeTls| {
+            let now = UnixTime::now();
+            let clients = tls.clients.as_ref().unwrap();
+            [tls.nodes.judge(&node, now).is_ok(), clients.judge(&bob, now).is_ok()]
+        };
+        assert_eq!(is_good(&tls), [true, true]);
+        let file = |name: &str| dir.path().join(name);
+        let pem = |stem: &str| file(stem).with_added_extension("pem");
+
+        // The node authority's file is no good, and so is the node's own certificate.
+        std::fs::write(file("node-ca.crl"), "no list").unwrap();
+        std::fs::write(pem(&node_stem(&name(A))), "nothing").unwrap();
+        crate::certs::revoke(dir.path(), &[pem("client-bob")]).unwrap();
+        let (made, faults) = tls.load_again(dir.path(), both);
+        let tls = made.unwrap();
+        assert_eq!((is_good(&tls), faults.len()), ([true, false], 2));
+
+        // And the other way round.
+        std::fs::remove_file(file("node-ca.crl")).unwrap();
+        crate::certs::revoke(dir.path(), &[pem(&node_stem(&name(B)))]).unwrap();
+        std::fs::write(file("client-ca.crl"), "no list").unwrap();
+        let (made, faults) = tls.load_again(dir.path(), both);
+        assert_eq!((is_good(&made.unwrap()), faults.len()), ([false, false], 2));
+    }
+
+    #[test]
+    fn nothing_is_good_again_by_a_list_that_is_missing_or_older() {
+        let dir = directory("trunkline");
+        let pem = |node: &str| dir.path().join(node_stem(&name(node))).with_added_extension("pem");
+        let file = dir.path().join("node-ca.crl");
+        crate::certs::revoke(dir.path(), &[pem(B)]).unwrap();
+        let older = std::fs::read(&file).unwrap();
+        crate::certs::renew_lists(dir.path()).unwrap();
+        let newer = std::fs::read(&file).unwrap();
+        let tls = load(dir.path(), A).unwrap();
+        let fault = |tls: &NodeTls| {
+            let (made, faults) = tls.load_again(dir.path(), ClientCertificates::Unasked);
+            assert!(made.is_ok());
+            faults.into_iter().map(|fault| fault.to_string()).collect::<String>()
+        };
+        assert_eq!(fault(&tls), "");
+        std::fs::write(&file, older).unwrap();
+        assert!(fault(&tls).contains("older than the one in force: it has the number 1, that one 2"));
+        std::fs::remove_file(&file).unwrap();
+        assert!(fault(&tls).contains("the list of an authority that is still trusted is gone"));
+
+        // Another authority comes, with a list of its own in place of that one.
+        let other = directory("trunkline");
+        crate::certs::revoke(
+            other.path(),
+            &[other.path().join(node_stem(&name(B))).with_added_extension("pem")],
+        )
+        .unwrap();
+        let read = |dir: &Path, name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        let both = read(dir.path(), "node-ca.pem") + &read(other.path(), "node-ca.pem");
+        std::fs::write(dir.path().join("node-ca.pem"), &both).unwrap();
+        std::fs::copy(other.path().join("node-ca.crl"), &file).unwrap();
+        assert!(fault(&tls).contains("is gone"));
+        std::fs::write(
+            &file,
+            String::from_utf8(newer).unwrap() + &read(other.path(), "node-ca.crl"),
+        )
+        .unwrap();
+        assert_eq!(fault(&tls), "");
+        // Its list is made anew, and the other one's stays.
+        crate::certs::renew_lists(dir.path()).unwrap();
+        let tls = tls.load_again(dir.path(), ClientCertificates::Unasked).0.unwrap();
+        assert_eq!(tls.nodes.authority.lists.len(), 2);
+        // The other one goes before its list does.
+        let own = read(dir.path(), "node-ca.pem").replace(&read(other.path(), "node-ca.pem"), "");
+        std::fs::write(dir.path().join("node-ca.pem"), own).unwrap();
+        assert_eq!(fault(&tls), "");
+    }
+
+    #[test]
     fn a_node_whose_own_certificate_is_revoked_does_not_start() {
         let dir = directory("trunkline");
         let own = dir.path().join(node_stem(&name(A))).with_added_extension("pem");
@@ -816,7 +991,7 @@ mod tests {
         let long = format!("{}.example.com:65535", ["x".repeat(60), "y".repeat(60)].join("."));
         for text in ["[::1]:1215", "localhost:1", "a_b.example.com:1", &long] {
             crate::certs::make(dir.path(), &[name(text)], "trunkline").unwrap();
-            assert_eq!(load(dir.path(), text).unwrap().name, name(text));
+            assert_eq!(load(dir.path(), text).unwrap().own.name, name(text));
         }
     }
 }

@@ -148,3 +148,18 @@ async fn links_go_on_while_strangers_knock() {
         .await;
     eventually("the link is still up", || cluster.nodes[0].linked() == [name(1)]).await;
 }
+
+#[tokio::test]
+async fn who_is_refused_again_and_again_does_not_fill_the_log() {
+    let certs = Certs::make(1);
+    let mut node = NodeCommand::new(&certs, 0).start().await;
+    for _ in 0..20 {
+        if let Ok(client) = RawQuic::connect(node.link(), &certs, LINK_ALPN, Some("client-guest")).await {
+            within("the node closes the connection", client.connection.closed()).await;
+        }
+    }
+    // The first, the second, the fourth, the eighth and the sixteenth.
+    let last = node.process.stderr.until("\"count\":16").await;
+    assert!(last.contains("refused a link"), "{last}");
+    assert_eq!(node.process.stderr.count("refused a link"), 5);
+}

@@ -7,9 +7,10 @@ use serde_json::Value;
 use tokio::time::timeout;
 use trunkline::client::Event;
 use trunkline::{Code, Node};
+use trunkline_lab::wire::Settings;
 
 use crate::support::{
-    Certs, Cluster, HELD, LineClient, LineReader, NodeCommand, Process, connect_quic, eventually, message_line,
+    Certs, Cluster, HELD, LineClient, LineReader, NodeCommand, Process, Relay, connect_quic, eventually, message_line,
     message_line_with_id, name, node_config, within,
 };
 
@@ -325,4 +326,29 @@ async fn clients_of_both_kinds_see_the_end_of_their_node() {
     assert_eq!(event, None);
     line.reader.expect_error(Code::ShuttingDown).await;
     line.reader.expect_end().await;
+}
+
+#[tokio::test]
+async fn who_is_far_away_does_not_hold_up_the_end() {
+    // QUIC keeps a closed connection for nine round trips, as long as they were measured: 11 s.
+    let far = Settings {
+        delay: Duration::from_millis(600),
+        ..Settings::default()
+    };
+    let within_reason = Duration::from_secs(5);
+    let mut cluster = Cluster::start(1).await;
+    let wire = Relay::bad_to(cluster.nodes[0].quic_addr(), &far).await;
+    let (stays, leaves) = (
+        connect_quic(wire.addr(), &cluster.certs).await,
+        connect_quic(wire.addr(), &cluster.certs).await,
+    );
+    let started = Instant::now();
+    leaves.close().await;
+    println!("the client's end took {:?}", started.elapsed());
+    assert!(started.elapsed() < within_reason);
+    let started = Instant::now();
+    cluster.nodes.remove(0).shutdown().await;
+    println!("the node's end took {:?}", started.elapsed());
+    assert!(started.elapsed() < within_reason);
+    drop(stays);
 }

@@ -225,10 +225,14 @@ impl Flooder {
     fn stop(mut self) -> anyhow::Result<String> {
         drop(self.stdin.take());
         let deadline = Instant::now() + END;
-        while self.child.try_wait()?.is_none() {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
             ensure!(Instant::now() < deadline, "the flooder does not end");
             std::thread::sleep(Duration::from_millis(20));
-        }
+        };
+        ensure!(status.success(), "the flooder failed, so this was no flood: {status}");
         let mut said = String::new();
         if let Some(mut stdout) = self.child.stdout.take() {
             stdout.read_to_string(&mut said)?;
