@@ -73,3 +73,22 @@ end_group() {
     wait "$1" 2>/dev/null
     kill -KILL -- "-$1" 2>/dev/null
 }
+
+# Has this script end with all that it starts: `run_pid` is a process group that is ended, `temp` a folder that is removed.
+own_what_runs() {
+    run_pid=""
+    temp="$(mktemp -d)"
+    trap end_what_runs EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+}
+
+end_what_runs() {
+    local code=$?
+    set +e
+    trap '' HUP INT TERM
+    end_group "$run_pid"
+    rm -rf "$temp"
+    exit "$code"
+}

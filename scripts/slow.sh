@@ -25,22 +25,7 @@ if [[ " ${scenarios[*]} " == *" pipe "* ]] \
 fi
 need_rust
 
-run_pid=""
-temp="$(mktemp -d)"
-
-# The run has a process group of its own, with all that it starts: so what is ended here was started here.
-clean_up() {
-    local code=$?
-    set +e
-    trap '' HUP INT TERM
-    end_group "$run_pid"
-    rm -rf "$temp"
-    exit "$code"
-}
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
+own_what_runs
 
 heading "Build"
 cargo build --release --locked --workspace

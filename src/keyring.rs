@@ -7,21 +7,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::address::Address;
 use crate::permission::{Fingerprint, Grant, KeyFileError, Keys, Login, Stamps, TokenError, read_keys};
 use crate::phase::{Follow, Phase};
-
-/// How often the files, and who is on the roll, are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::tls::credentials::looks;
 
 /// The keys of a node.
 #[derive(Debug)]
@@ -96,13 +93,31 @@ impl Keyring {
 
     /// Looks after files and roll until the node stops.
     pub(crate) async fn watch(self: Arc<Self>, phase: Follow) {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Side by side: a file system may take its time, or never answer, and what is over is over.
+        tokio::select! {
+            biased;
+            () = phase.reached(Phase::Stopped) => {}
+            never = self.look_at_the_roll() => never,
+            never = self.read_again() => never,
+        }
+    }
+
+    /// Ends whoever's token is over. Never ends.
+    async fn look_at_the_roll<N>(&self) -> N {
+        let mut look = looks();
+        loop {
+            look.tick().await;
+            self.end_those_over(SystemTime::now());
+        }
+    }
+
+    /// Reads the files when they have changed, or that is wanted. Never ends.
+    async fn read_again<N>(self: &Arc<Self>) -> N {
+        let mut look = looks();
         let mut failure: Option<String> = None;
         loop {
             let wanted = tokio::select! {
                 biased;
-                () = phase.reached(Phase::Stopped) => return,
                 () = self.wanted.notified() => true,
                 _ = look.tick() => false,
             };
@@ -120,7 +135,6 @@ impl Keyring {
                     }
                 }
             }
-            self.end_those_over(SystemTime::now());
         }
     }
 
@@ -227,6 +241,7 @@ impl Drop for Permit {
 mod tests {
     use super::*;
     use crate::permission::{NewToken, Permissions, SigningKey, issue};
+    use std::time::Duration;
 
     fn token(dir: &Path, seconds: u64) -> String {
         let wanted = NewToken {

@@ -131,6 +131,21 @@ pub fn intact(figures: &Figures) -> String {
     format!("lost {lost}, repeated {repeated}, out of order {reordered}, wrong {wrong}, errors {errors}")
 }
 
+/// Prints what the conversations of one round were like without and with what is measured.
+pub fn tell_both(round: u32, without: &Figures, with: &Figures) {
+    println!(
+        "  {round}: p50 / p99 / max without {:.3} / {:.3} / {:.3} ms, with {:.3} / {:.3} / {:.3}; ratio of p99 {:.2}",
+        without.p50,
+        without.p99,
+        without.max,
+        with.p50,
+        with.p99,
+        with.max,
+        with.p99 / without.p99
+    );
+    println!("     without: {}; with: {}", intact(without), intact(with));
+}
+
 /// Whether all that was sent came, as it was to.
 ///
 /// # Errors

@@ -244,17 +244,23 @@ impl Credentials {
 
     /// Puts in force what was read, and judges all by it.
     async fn take_up(&self, tls: NodeTls, whole: bool, apply: &impl Fn(&NodeTls)) {
+        // While one part is at fault the others are read again and again.
+        if !whole && tls.is(&self.current()) {
+            return;
+        }
         let tls = Arc::new(tls);
         let old = std::mem::replace(&mut *self.current.lock(), Arc::clone(&tls));
         apply(&tls);
         if old.own.chain != tls.own.chain {
             self.shown.fetch_add(1, Ordering::AcqRel);
         }
-        let trust = |tls: &NodeTls| (Arc::as_ptr(&tls.nodes), tls.clients.as_ref().map(Arc::as_ptr));
-        if whole || trust(&old) != trust(&tls) || !Arc::ptr_eq(&old.own, &tls.own) {
-            info!(name = %self.name, "the certificates were read again, and are in force");
-            self.judge_all().await;
-        }
+        let what = if whole {
+            "the certificates were"
+        } else {
+            "a part of the certificates was"
+        };
+        info!(name = %self.name, "{what} read again, and in force from now on");
+        self.judge_all().await;
     }
 
     /// Closes all who would not be let in any more.
@@ -280,7 +286,8 @@ impl Credentials {
     }
 }
 
-fn looks() -> Interval {
+/// The pace at which files, and those who were let in by them, are looked at.
+pub(crate) fn looks() -> Interval {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::SigningKey;
@@ -77,16 +76,16 @@ pub(super) enum Problem {
 }
 
 /// An authority, or several, and the certificates of theirs that they have revoked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Authority {
-    pub(super) roots: Arc<RootCertStore>,
+    pub(super) certificates: Vec<CertificateDer<'static>>,
     /// Their names, as they stand in what they issue.
     pub(super) issuers: Vec<Vec<u8>>,
     pub(super) lists: Vec<List>,
 }
 
 /// A revocation list.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct List {
     pub(super) der: CertificateRevocationListDer<'static>,
     /// The name of the authority that issued it.
@@ -143,20 +142,14 @@ impl<'a> Files<'a> {
     /// of `former` that are no more are passed over: to take an authority out must not wait for its list.
     pub(super) fn authority(&self, stem: &'static str, former: &[Vec<u8>]) -> Result<Authority, TlsError> {
         let chain = self.chain(stem)?;
-        let mut roots = RootCertStore::empty();
-        for certificate in &chain {
-            roots
-                .add(certificate.clone())
-                .map_err(|error| self.fault(stem, "pem", Problem::Unfit(error.to_string())))?;
-        }
         let lists = self.lists(stem, &chain, former)?;
         let name = |certificate: &CertificateDer<'_>| {
             let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
             Some(certificate.subject().as_raw().to_vec())
         };
         Ok(Authority {
-            roots: Arc::new(roots),
             issuers: chain.iter().filter_map(name).collect(),
+            certificates: chain,
             lists,
         })
     }

@@ -29,7 +29,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{CertificateError, ClientConfig, InconsistentKeys, ServerConfig};
+use rustls::{CertificateError, ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 
 use crate::address::{ClientId, NodeName};
 use crate::certs::{CLIENT_CA, NODE_CA, client_stem, node_stem};
@@ -210,6 +210,16 @@ impl NodeTls {
         })
     }
 
+    /// Whether another reading has brought the same.
+    fn is(&self, other: &Self) -> bool {
+        let clients = match (&self.clients, &other.clients) {
+            (Some(one), Some(other)) => one.is(other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        clients && self.nodes.is(&other.nodes) && self.own.chain == other.own.chain
+    }
+
     /// The cluster that the certificate names.
     pub(crate) fn cluster(&self) -> &str {
         &self.own.cluster
@@ -292,8 +302,15 @@ impl Trust {
     }
 
     fn new(authority: Authority, may_be_without: bool) -> Result<Self, Problem> {
+        let mut roots = RootCertStore::empty();
+        for certificate in &authority.certificates {
+            roots
+                .add(certificate.clone())
+                .map_err(|error| Problem::Unfit(error.to_string()))?;
+        }
+        let roots = Arc::new(roots);
+        let roots = || Arc::clone(&roots);
         // A list counts for the authority that issued it; one without a list has revoked nothing.
-        let roots = || Arc::clone(&authority.roots);
         let lists = || authority.lists.iter().map(|list| list.der.clone());
         let mut clients = WebPkiClientVerifier::builder_with_provider(roots(), crypto())
             .with_crls(lists())
@@ -331,6 +348,11 @@ impl Trust {
             }
         }
         Ok(self)
+    }
+
+    /// Whether another reading has brought the same.
+    fn is(&self, other: &Self) -> bool {
+        self.authority == other.authority
     }
 
     /// When the first of its lists is over.
@@ -883,8 +905,11 @@ mod tests {
         std::fs::write(pem(&node_stem(&name(A))), "nothing").unwrap();
         crate::certs::revoke(dir.path(), &[pem("client-bob")]).unwrap();
         let (made, faults) = tls.load_again(dir.path(), both);
+        let former = tls;
         let tls = made.unwrap();
+        assert!(!tls.is(&former));
         assert_eq!((is_good(&tls), faults.len()), ([true, false], 2));
+        assert!(tls.load_again(dir.path(), both).0.unwrap().is(&tls));
 
         // And the other way round.
         std::fs::remove_file(file("node-ca.crl")).unwrap();

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use trunkline_lab::figures::Figures;
 use trunkline_lab::namespace::sleep_precisely;
 use trunkline_lab::nodes::{Node, Nodes};
-use trunkline_lab::talk::{intact, runtime, talk, unharmed};
+use trunkline_lab::talk::{runtime, talk, tell_both, unharmed};
 use trunkline_lab::target::Target;
 
 /// Where floods come from; those who talk come from 127.0.0.1.
@@ -292,17 +292,7 @@ fn measure(args: &RunArgs, flood: Flood, table: &mut String) -> anyhow::Result<(
         let flooder = Flooder::start(flood, &nodes, args.seconds)?;
         let with = talk()?;
         let said = flooder.stop()?;
-        println!(
-            "  {round}: p50 / p99 / max without {:.3} / {:.3} / {:.3} ms, with {:.3} / {:.3} / {:.3}; ratio of p99 {:.2}",
-            without.p50,
-            without.p99,
-            without.max,
-            with.p50,
-            with.p99,
-            with.max,
-            with.p99 / without.p99
-        );
-        println!("     without: {}; with: {}", intact(&without), intact(&with));
+        tell_both(round, &without, &with);
         println!(
             "     peak memory {:.1} MiB, before {before:.1}; the flooder: {said}",
             peak(&nodes.a)?

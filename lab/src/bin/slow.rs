@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use trunkline::{Address, Client, Limits, MESSAGE_OVERHEAD, Outcome};
 use trunkline_lab::namespace::{join, sleep_precisely};
 use trunkline_lab::nodes::{Node, Nodes, connect};
-use trunkline_lab::talk::{WARM_UP, intact, runtime, talk, unharmed};
+use trunkline_lab::talk::{WARM_UP, intact, runtime, talk, tell_both, unharmed};
 use trunkline_lab::target::{Said, Target};
 
 /// How much is pushed at a reader that has stopped, and in what pieces.
@@ -311,17 +311,7 @@ fn stopped(args: &Args, build: &std::path::Path, sender: Kind, reader: Kind) -> 
         join(reading)?;
 
         let [(a, a_now), (b, b_now)] = [memory(&nodes.a)?, memory(&nodes.b)?];
-        println!(
-            "  {round}: p50 / p99 / max without {:.3} / {:.3} / {:.3} ms, with {:.3} / {:.3} / {:.3}; ratio of p99 {:.2}",
-            without.p50,
-            without.p99,
-            without.max,
-            with.p50,
-            with.p99,
-            with.max,
-            with.p99 / without.p99
-        );
-        println!("     without: {}; with: {}", intact(&without), intact(&with));
+        tell_both(round, &without, &with);
         println!(
             "     taken of the sender {:.2} MiB, held {held}; {} messages, of which {:?}",
             taken as f64 / MIB,
