@@ -145,6 +145,11 @@ pub fn revoke(dir: &Path, certificates: &[PathBuf]) -> anyhow::Result<Vec<PathBu
             .with_context(|| format!("{} has no certificate in PEM", file.display()))?;
         let leaf = webpki::EndEntityCert::try_from(&der)
             .with_context(|| format!("{} has no certificate that can be read", file.display()))?;
+        ensure!(
+            leaf.subject() != leaf.issuer(),
+            "{} is an authority itself, and on no list: take it out of the authorities' file on every node",
+            file.display()
+        );
         let issued = serials
             .iter_mut()
             .find(|(authority, _)| issued_by(dir, authority, leaf.issuer()));
@@ -669,6 +674,10 @@ mod tests {
         assert_eq!((numbers("node-ca"), numbers("client-ca")), ((2, 2), (1, 1)));
         assert_eq!(renew_lists(dir).unwrap(), lists);
         assert_eq!((numbers("node-ca"), numbers("client-ca")), ((3, 2), (2, 1)));
+
+        let text = revoke(dir, &[dir.join("node-ca.pem")]).unwrap_err().to_string();
+        assert!(text.contains("is an authority itself"), "{text}");
+        assert_eq!(numbers("node-ca"), (3, 2));
 
         let other = tempfile::tempdir().unwrap();
         make(other.path(), &nodes, "trunkline").unwrap();
