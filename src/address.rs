@@ -101,8 +101,8 @@ impl FromStr for HostPort {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let (host, port) = text.rsplit_once(':').ok_or(AddressError::NoPort)?;
-        let port = parse_port(port)?;
+        let (host, digits) = text.rsplit_once(':').ok_or(AddressError::NoPort)?;
+        let port = parse_port(digits)?;
         if let Some(inner) = host.strip_prefix('[') {
             let ip: Ipv6Addr = inner
                 .strip_suffix(']')
@@ -121,6 +121,11 @@ impl FromStr for HostPort {
         if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && !matches!(host.parse(), Ok(IpAddr::V4(_)))
         {
             return Err(AddressError::BadHost);
+        }
+        // Nearly all come as they are kept, and to copy that costs far less than to write it anew.
+        let has_zeros = digits.starts_with('0') && digits.len() > 1;
+        if !has_zeros && !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Ok(Self(SmolStr::new(text)));
         }
         let host = host.to_ascii_lowercase();
         Ok(Self(format_smolstr!("{host}:{port}")))
@@ -273,6 +278,7 @@ mod tests {
             ("[::1]:1215:123456", "::1", 1215, "123456"),
             ("[0:0:0:0:0:0:0:1]:1:9", "::1", 1, "9"),
             ("Relay.Example.com:65535:a.b_c-D", "relay.example.com", 65535, "a.b_c-D"),
+            ("h:0080:1", "h", 80, "1"),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(
@@ -281,6 +287,8 @@ mod tests {
             );
             assert_eq!(address.to_string().parse::<Address>().unwrap(), address);
         }
+        let other: Address = "h:80:1".parse().unwrap();
+        assert_eq!("H:0080:1".parse::<Address>().unwrap(), other);
     }
 
     #[test]

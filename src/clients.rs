@@ -10,9 +10,11 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::admission::{Full, Place, Places, Source};
+use crate::buffers::Buffers;
 use crate::config::{ClientRule, Limits, Rate};
 use crate::counters::{Counter, Counters};
 use crate::keyring::Keyring;
+use crate::link::Link;
 use crate::message::{Message, Ticket};
 use crate::misses::Misses;
 use crate::network::{Network, may_connect};
@@ -41,6 +43,8 @@ pub(crate) struct ClientContext {
     /// Where legacy clients may come from beside this machine. `None`: from anywhere.
     pub(crate) networks: Option<Vec<Network>>,
     pub(crate) limits: Limits,
+    /// What TCP clients read into and write from.
+    pub(crate) buffers: Arc<Buffers>,
     /// Owns the sessions' tasks.
     pub(crate) tracker: TaskTracker,
     /// How far the node's shutdown has come.
@@ -113,10 +117,14 @@ impl ClientContext {
         })
     }
 
-    /// Passes a message on; waits while the link it has to take is full.
-    pub(crate) async fn route(&self, message: Message, ticket: Ticket) {
+    /// Passes a message on; waits while the link it has to take is full. Gives that link.
+    pub(crate) async fn route(&self, message: Message, ticket: Ticket) -> Option<Arc<Link>> {
         let mut routed = self.router.route(message, ticket);
-        while let Err(Blocked { message, ticket, link }) = routed {
+        loop {
+            let Blocked { message, ticket, link } = match routed {
+                Ok(taken) => return taken,
+                Err(blocked) => blocked,
+            };
             // The waiting begins before the next try, so no room that comes in between is missed.
             let room = link.exchange().room();
             routed = self.router.route(message, ticket);

@@ -93,6 +93,8 @@ counters! {
     RefusedWindow = "refused-window",
     /// Times that a client was held because of `--client-message-rate` or `--client-byte-rate`.
     HeldRate = "held-rate",
+    /// Messages for a client that is not there.
+    RefusedNoClient = "refused-no-client",
     /// Messages for a client that is not there, those to one of the last few such addresses not counted.
     Misses = "misses",
     /// Times that a client was held because of `--miss-rate`.

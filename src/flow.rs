@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::quality::RandomState;
 use slab::Slab;
 
 use crate::address::Address;
@@ -16,8 +17,19 @@ pub(crate) struct Flow<R> {
     window: Window,
     pending: Slab<Pending<R>>,
     conversations: Slab<Conversation>,
-    by_recipient: HashMap<Address, usize>,
+    by_recipient: HashMap<Address, usize, RandomState>,
+    /// The key of the conversation that was asked for last.
+    last: usize,
     bytes: usize,
+}
+
+/// A message that is under way now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Started {
+    /// What [`Flow::settle`] wants when it ends.
+    pub(crate) key: usize,
+    /// Half of a limit is used up: its sender may soon have to wait for the end of this one.
+    pub(crate) is_scarce: bool,
 }
 
 #[derive(Debug)]
@@ -41,21 +53,32 @@ impl<R> Flow<R> {
             window,
             pending: Slab::new(),
             conversations: Slab::new(),
-            by_recipient: HashMap::new(),
+            by_recipient: HashMap::default(),
+            last: 0,
             bytes: 0,
         }
     }
 
-    /// Whether a message to this recipient may be sent now. One message may go over a limit in bytes, so that no
-    /// message is too large for ever.
-    pub(crate) fn has_room(&self, recipient: &Address) -> bool {
-        self.pending.len() < self.window.messages
-            && self.bytes < self.window.bytes
-            && self
-                .by_recipient
-                .get(recipient)
-                .and_then(|&key| self.conversations.get(key))
-                .is_none_or(|conversation| conversation.bytes < self.window.conversation_bytes)
+    /// Counts a message as under way if it may be sent now, else gives the reply back. One message may go over a limit in bytes, so that no message is too large
+    /// for ever.
+    pub(crate) fn try_start(&mut self, recipient: &Address, size: usize, reply: R) -> Result<Started, R> {
+        if self.pending.len() >= self.window.messages || self.bytes >= self.window.bytes {
+            return Err(reply);
+        }
+        let key = self.conversation(recipient);
+        let most = self.window.conversation_bytes;
+        // One without messages is never full: none is left behind.
+        let full = |conversation: &Conversation| conversation.messages > 0 && conversation.bytes >= most;
+        let conversation = self.conversations.get(key);
+        if conversation.is_some_and(full) {
+            return Err(reply);
+        }
+        let in_conversation = conversation.map_or(0, |conversation| conversation.bytes);
+        let is_scarce = self.pending.len() >= self.window.messages / 2
+            || self.bytes + size >= self.window.bytes / 2
+            || in_conversation + size >= most / 2;
+        let key = self.count(key, size, reply);
+        Ok(Started { key, is_scarce })
     }
 
     /// Whether a sender that keeps to the limits may have this message under way beside the others, wherever they come
@@ -73,7 +96,19 @@ impl<R> Flow<R> {
 
     /// Counts a message as under way; the key is what [`settle`](Self::settle) wants when it ends.
     pub(crate) fn start(&mut self, recipient: &Address, size: usize, reply: R) -> usize {
-        let key = match self.by_recipient.get(recipient) {
+        let key = self.conversation(recipient);
+        self.count(key, size, reply)
+    }
+
+    /// The key of the conversation with this recipient, new if there is none.
+    fn conversation(&mut self, recipient: &Address) -> usize {
+        // Most messages are for whom the one before was for.
+        if let Some(last) = self.conversations.get(self.last)
+            && last.recipient == *recipient
+        {
+            return self.last;
+        }
+        self.last = match self.by_recipient.get(recipient) {
             Some(&key) => key,
             None => {
                 let key = self.conversations.insert(Conversation {
@@ -85,6 +120,10 @@ impl<R> Flow<R> {
                 key
             }
         };
+        self.last
+    }
+
+    fn count(&mut self, key: usize, size: usize, reply: R) -> usize {
         if let Some(conversation) = self.conversations.get_mut(key) {
             conversation.messages += 1;
             conversation.bytes += size;
@@ -127,6 +166,14 @@ impl<R> Flow<R> {
 mod tests {
     use super::*;
 
+    /// Whether a message to this recipient could be sent.
+    fn has_room<R: Default>(flow: &mut Flow<R>, recipient: &Address) -> bool {
+        match flow.try_start(recipient, 0, R::default()) {
+            Ok(Started { key, .. }) => flow.settle(key).is_some(),
+            Err(_) => false,
+        }
+    }
+
     #[test]
     fn each_limit_holds_and_lets_go() {
         let window = Window {
@@ -139,18 +186,21 @@ mod tests {
 
         let large = flow.start(&a, 60, "large");
         assert_eq!(flow.recipient(large), Some(&a));
-        assert!(!flow.has_room(&a) && flow.has_room(&b), "the conversation is full");
+        assert!(
+            !has_room(&mut flow, &a) && has_room(&mut flow, &b),
+            "the conversation is full"
+        );
         let other = flow.start(&b, 45, "other");
-        assert!(!flow.has_room(&b), "all is full, in bytes");
+        assert!(!has_room(&mut flow, &b), "all is full, in bytes");
         assert_eq!(flow.settle(large), Some("large"));
         assert_eq!((flow.settle(large), flow.recipient(large)), (None, None));
-        assert!(flow.has_room(&a) && flow.has_room(&b));
+        assert!(has_room(&mut flow, &a) && has_room(&mut flow, &b));
 
         flow.start(&b, 1, "");
         flow.start(&a, 1, "");
-        assert!(!flow.has_room(&a), "all is full, in messages");
+        assert!(!has_room(&mut flow, &a), "all is full, in messages");
         flow.settle(other);
-        assert!(flow.has_room(&a));
+        assert!(has_room(&mut flow, &a));
     }
 
     #[test]
@@ -169,7 +219,7 @@ mod tests {
         let sent = [(&a, 49), (&b, 49), (&a, 1), (&c, 60)];
         let mut sender = Flow::new(window);
         for (to, size) in sent {
-            assert!(sender.has_room(to));
+            assert!(has_room(&mut sender, to));
             sender.start(to, size, ());
         }
         let mut node = Flow::new(window);

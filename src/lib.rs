@@ -16,9 +16,9 @@
 //! | `congestion` | how much may be in flight on a connection | yes |
 //! | `phase` `turn` | how far a node's shutdown has come; how much a task does at a time | no I/O |
 //! | `restraint` | holds one client to its rate and its misses | no I/O |
-//! | `outbox` `exchange` | a client's queue, and the machine, shared among tasks | no I/O |
+//! | `outbox` `buffers` `exchange` | a client's queue, memory that is used again, and the machine, shared among tasks | no I/O |
 //! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
-//! | `descriptors` | the limit of open files | |
+//! | `descriptors` `udp` | the limit of open files; sockets for QUIC | |
 //! | `permission` | what a client may do, the tokens that say so, and the files of their keys | but for the files |
 //! | `keyring` | those keys kept up to date, and who was let in by them | |
 //! | `carrier` | drives an exchange over a QUIC connection | |
@@ -38,6 +38,7 @@ mod admission;
 mod backoff;
 #[cfg(feature = "bench")]
 pub mod bench;
+mod buffers;
 mod carrier;
 pub mod certs;
 pub mod client;
@@ -72,6 +73,7 @@ mod router;
 mod tcp;
 mod tls;
 mod turn;
+mod udp;
 mod wire;
 
 pub use address::{Address, ClientId, HostPort, NodeName};

@@ -24,6 +24,8 @@ pub(crate) struct Message {
     pub(crate) to: Address,
     /// What it says.
     pub(crate) body: Bytes,
+    /// Its sender waits for its end, which is to be told at once. That of others may wait for company.
+    pub(crate) prompt: bool,
 }
 
 impl Message {
@@ -40,6 +42,8 @@ pub(crate) struct Tag {
     pub(crate) number: u64,
     /// Which incarnation of the origin's peer the number belongs to, where numbers can start anew.
     pub(crate) incarnation: u32,
+    /// Whether its end is to be told at once.
+    pub(crate) prompt: bool,
 }
 
 /// Where messages come from: told how each of them ended.

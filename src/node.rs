@@ -218,6 +218,7 @@ impl Node {
             router,
             credentials: Arc::clone(&credentials),
             cluster: tls.cluster().to_owned(),
+            buffers: Arc::default(),
             rule: config.clients,
             keyring: Arc::clone(&keyring),
             networks: (!config.insecure_open || !config.tcp_allow.is_empty()).then_some(config.tcp_allow),

@@ -1,13 +1,18 @@
 //! The bounded queue of what is still to be written to one line client.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::buffers::Buffers;
 use crate::message::{MESSAGE_OVERHEAD, Message, Ticket};
 use crate::outcome::{Code, Outcome};
 use crate::wire::line::{self, Format};
+
+/// A client whose last write had as many bytes has large buffers to write from.
+const BUSY: usize = 4 * 1024;
 
 /// What waits to be written to one client, as the bytes to write.
 ///
@@ -22,6 +27,7 @@ pub(crate) struct Outbox {
     drained: Notify,
     /// The most bytes of messages that may wait.
     bound: usize,
+    buffers: Arc<Buffers>,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +35,8 @@ struct Queue {
     format: Format,
     /// Encoded lines that the writer has not taken.
     buffer: Vec<u8>,
+    /// How much the writer has taken at once last.
+    taken: usize,
     /// How many bytes were ever put in, and how many of those were written.
     put: u64,
     written: u64,
@@ -38,6 +46,8 @@ struct Queue {
     message_bytes: usize,
     /// Bytes of lines that are no messages, still in `buffer`.
     notices: usize,
+    /// Nobody may read any more what is written.
+    doubtful: bool,
     state: State,
 }
 
@@ -52,12 +62,13 @@ enum State {
 
 impl Outbox {
     /// An empty queue that takes messages up to `bound` bytes.
-    pub(crate) fn new(bound: usize) -> Self {
+    pub(crate) fn new(bound: usize, buffers: Arc<Buffers>) -> Self {
         Self {
             queue: Mutex::default(),
             ready: Notify::new(),
             drained: Notify::new(),
             bound,
+            buffers,
         }
     }
 
@@ -72,6 +83,10 @@ impl Outbox {
             return Err((ticket, Code::RecipientFull));
         }
         let was_empty = queue.buffer.is_empty();
+        // Who takes little at a time is to hold little.
+        if was_empty && queue.taken >= BUSY && queue.buffer.capacity() == 0 {
+            queue.buffer = self.buffers.take();
+        }
         let before = queue.buffer.len();
         let format = queue.format;
         line::write_message(&mut queue.buffer, format, &message.from, &message.to, &message.body);
@@ -129,6 +144,7 @@ impl Outbox {
                 let mut queue = self.queue.lock();
                 if !queue.buffer.is_empty() {
                     queue.notices = 0;
+                    queue.taken = queue.buffer.len();
                     self.drained.notify_waiters();
                     return Some(std::mem::take(&mut queue.buffer));
                 }
@@ -145,17 +161,32 @@ impl Outbox {
         }
     }
 
-    /// For the writer: that many more bytes were written. Gives the tickets of messages that are out whole.
-    pub(crate) fn written(&self, bytes: usize) -> Vec<Ticket> {
+    /// The client has ended its sending side. It may read on, or be gone: what is written to it from now on is not known to
+    /// be delivered.
+    pub(crate) fn doubt(&self) {
+        self.queue.lock().doubtful = true;
+    }
+
+    /// For the writer: what it took is written.
+    pub(crate) fn give_back(&self, bytes: Vec<u8>) {
+        self.buffers.give_back(bytes);
+    }
+
+    /// For the writer: that many more bytes were written. Gives the tickets of messages that are out whole, with their ends.
+    pub(crate) fn written(&self, bytes: usize) -> Vec<(Ticket, Outcome)> {
         let mut queue = self.queue.lock();
         queue.written += bytes as u64;
         let written = queue.written;
+        let outcome = match queue.doubtful {
+            true => Outcome::Unknown(Code::RecipientGone),
+            false => Outcome::Delivered,
+        };
         let whole = queue.messages.partition_point(|&(end, ..)| end <= written);
         let mut tickets = Vec::with_capacity(whole);
         let mut size = 0;
         for (_, message_size, ticket) in queue.messages.drain(..whole) {
             size += message_size;
-            tickets.push(ticket);
+            tickets.push((ticket, outcome));
         }
         queue.message_bytes -= size;
         tickets
@@ -211,7 +242,6 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::message::{Settle, Tag};
-    use std::sync::Arc;
 
     struct Nobody;
     impl Settle for Nobody {
@@ -221,7 +251,11 @@ mod tests {
     fn ticket(number: u64) -> Ticket {
         Ticket {
             origin: Arc::new(Nobody),
-            tag: Tag { number, incarnation: 0 },
+            tag: Tag {
+                number,
+                incarnation: 0,
+                prompt: true,
+            },
         }
     }
 
@@ -230,16 +264,18 @@ mod tests {
             from: "n:1:a".parse().unwrap(),
             to: "n:1:b".parse().unwrap(),
             body: body.to_owned().into(),
+            prompt: true,
         }
     }
 
-    fn numbers(tickets: &[Ticket]) -> Vec<u64> {
-        tickets.iter().map(|ticket| ticket.tag.number).collect()
+    fn numbers(ends: &[(Ticket, Outcome)]) -> Vec<u64> {
+        assert!(ends.iter().all(|(_, outcome)| *outcome == Outcome::Delivered));
+        ends.iter().map(|(ticket, _)| ticket.tag.number).collect()
     }
 
     #[tokio::test]
     async fn a_ticket_comes_out_with_the_last_byte_of_its_line() {
-        let outbox = Outbox::new(10_000);
+        let outbox = Outbox::new(10_000, Arc::default());
         outbox.push_notice(|out, _| out.extend_from_slice(b"hi\r\n"));
         outbox.push(&message("1"), ticket(1)).unwrap();
         outbox.push(&message("22"), ticket(2)).unwrap();
@@ -263,8 +299,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_written_to_a_client_that_may_be_gone_is_not_known_to_be_delivered() {
+        let outbox = Outbox::new(10_000, Arc::default());
+        outbox.push(&message("1"), ticket(1)).unwrap();
+        let bytes = outbox.take().await.unwrap();
+        outbox.doubt();
+        let ends = outbox.written(bytes.len());
+        let outcomes: Vec<_> = ends.iter().map(|(_, outcome)| *outcome).collect();
+        assert_eq!(outcomes, [Outcome::Unknown(Code::RecipientGone)]);
+    }
+
+    #[tokio::test]
     async fn the_bound_holds_and_lets_go() {
-        let outbox = Outbox::new(2 * MESSAGE_OVERHEAD);
+        let outbox = Outbox::new(2 * MESSAGE_OVERHEAD, Arc::default());
         outbox.push(&message("1"), ticket(1)).unwrap();
         outbox.push(&message("2"), ticket(2)).unwrap();
         assert_eq!(
@@ -278,7 +325,7 @@ mod tests {
 
     #[tokio::test]
     async fn finishing_writes_what_is_there_first() {
-        let outbox = Outbox::new(10_000);
+        let outbox = Outbox::new(10_000, Arc::default());
         outbox.push(&message("1"), ticket(1)).unwrap();
         outbox.finish();
         outbox.push(&message("2"), ticket(2)).unwrap();

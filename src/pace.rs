@@ -17,6 +17,16 @@ impl Pace {
         let milliseconds = (bytes as u64).saturating_mul(1000) / u64::from(self.rate.max(1));
         self.time.saturating_add(Duration::from_millis(milliseconds))
     }
+
+    /// The same with up to a quarter more time, as `part` (0 to 1) says. Drawn for each connection: of many that were begun
+    /// at once, and are slow, not all end at once, which would hold up the others for as long as that takes.
+    pub(crate) fn spread(self, part: f32) -> Self {
+        let more = self.time.mul_f32(part.clamp(0.0, 1.0) / 4.0);
+        Self {
+            time: self.time.saturating_add(more),
+            ..self
+        }
+    }
 }
 
 #[cfg(test)]
@@ -33,5 +43,7 @@ mod tests {
         assert_eq!(pace.allows(2048), Duration::from_millis(60_500));
         assert_eq!(pace.allows(1 << 20), Duration::from_secs(60 + 256));
         assert!(pace.allows(usize::MAX) > Duration::from_secs(60));
+        assert_eq!(pace.spread(0.0), pace);
+        assert_eq!(pace.spread(1.0).allows(2048), Duration::from_millis(75_500));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -14,7 +15,7 @@ use crate::message::Recipient;
 
 /// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves.
 pub(crate) struct Registry {
-    clients: DashMap<ClientId, (u64, Arc<dyn Recipient>)>,
+    clients: DashMap<ClientId, (u64, Arc<dyn Recipient>), RandomState>,
     /// How many have come.
     came: AtomicU64,
     ids: Mutex<IdSequence>,
@@ -25,7 +26,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new() -> Self {
         Self {
-            clients: DashMap::new(),
+            clients: DashMap::default(),
             came: AtomicU64::new(0),
             ids: Mutex::new(IdSequence::new()),
             left: Notify::new(),

@@ -186,6 +186,7 @@ impl Restraint {
         match outcome {
             Outcome::Delivered if self.suspect.load(Ordering::Relaxed) => self.note(Guesses::prove),
             Outcome::Refused(Code::NoSuchClient) => {
+                self.counters.bump(Counter::RefusedNoClient);
                 let to = to();
                 self.note(|guesses| {
                     if to.is_some_and(|to| guesses.missed(&to)) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
+use foldhash::quality::RandomState;
 
 use crate::address::NodeName;
 use crate::link::Link;
@@ -17,7 +18,7 @@ use crate::registry::Registry;
 pub(crate) struct Router {
     name: NodeName,
     registry: Arc<Registry>,
-    links: DashMap<NodeName, Arc<Link>>,
+    links: DashMap<NodeName, Arc<Link>, RandomState>,
     draining: AtomicBool,
     giving_up: AtomicBool,
 }
@@ -35,7 +36,7 @@ impl Router {
         Self {
             name,
             registry: Arc::new(Registry::new()),
-            links: DashMap::new(),
+            links: DashMap::default(),
             draining: AtomicBool::new(false),
             giving_up: AtomicBool::new(false),
         }
@@ -76,27 +77,27 @@ impl Router {
         self.giving_up.store(true, Ordering::Release);
     }
 
-    /// Passes on a message of a client here.
-    pub(crate) fn route(&self, message: Message, ticket: Ticket) -> Result<(), Blocked> {
+    /// Passes on a message of a client here. Gives the link that it took, if it took one.
+    pub(crate) fn route(&self, message: Message, ticket: Ticket) -> Result<Option<Arc<Link>>, Blocked> {
         if self.giving_up.load(Ordering::Acquire) {
             ticket.settle(Outcome::Refused(Code::ShuttingDown));
-            return Ok(());
+            return Ok(None);
         }
         if message.to.node == self.name {
             self.deliver(message, ticket);
-            return Ok(());
+            return Ok(None);
         }
         let Some(link) = self.link(&message.to.node) else {
             ticket.settle(Outcome::Refused(Code::NoSuchNode));
-            return Ok(());
+            return Ok(None);
         };
         match link.submit(message, ticket) {
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
             Err((message, ticket)) => return Err(Blocked { message, ticket, link }),
-            Ok(()) => {}
+            Ok(()) => return Ok(Some(link)),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Passes on a message of a client of another node.
@@ -149,8 +150,13 @@ mod tests {
                 from: "n:1:a".parse().unwrap(),
                 to: "n:1:b".parse().unwrap(),
                 body: "x".into(),
+                prompt: true,
             };
-            let tag = Tag { number, incarnation: 0 };
+            let tag = Tag {
+                number,
+                incarnation: 0,
+                prompt: true,
+            };
             let origin = Arc::<Ends>::clone(&ends);
             assert!(router.route(message, Ticket { origin, tag }).is_ok());
             router.drain();
@@ -176,8 +182,13 @@ mod tests {
                 from: "n:1:a".parse().unwrap(),
                 to: to.parse().unwrap(),
                 body: "x".into(),
+                prompt: true,
             };
-            let tag = Tag { number, incarnation: 0 };
+            let tag = Tag {
+                number,
+                incarnation: 0,
+                prompt: true,
+            };
             let origin = Arc::<Ends>::clone(&ends);
             assert!(router.route(message, Ticket { origin, tag }).is_ok());
         }
@@ -202,14 +213,20 @@ mod tests {
                 from: "n:1:a".parse().unwrap(),
                 to: "n:2:b".parse().unwrap(),
                 body: "x".into(),
+                prompt: true,
             };
-            let tag = Tag { number, incarnation: 0 };
+            let tag = Tag {
+                number,
+                incarnation: 0,
+                prompt: true,
+            };
             let origin = Arc::<Ends>::clone(&ends);
             assert!(router.route(message, Ticket { origin, tag }).is_ok());
         }
         let refused = Tag {
             number: 1,
             incarnation: 0,
+            prompt: true,
         };
         assert_eq!(*ends.0.lock(), [(refused, Outcome::Refused(Code::NodeUnreachable))]);
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
@@ -18,13 +19,14 @@ use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::address::Address;
+use crate::address::{Address, AddressError};
 use crate::admission::{Place, Places};
 use crate::clients::{Admission, ClientContext, FULL, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::{Counter, Counters};
-use crate::flow::Flow;
+use crate::flow::{Flow, Started};
 use crate::keyring::Permit;
+use crate::link::Link;
 use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
 use crate::outcome::{Code, Outcome};
@@ -251,9 +253,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Where a client's last write was less than this ago, all other tasks have their turns, so many times, before the next
 /// one, and what comes for it meanwhile goes out together. Measured: a backlog of 120,000 messages to 100 clients took
-/// 0.6 of the time.
-const BUSY: Duration = Duration::from_millis(20);
+/// 0.6 of the time. That is a message each 0.7 ms; where they come less often than this, there is nothing to gather, and
+/// each turn would be a look at the system's events.
+const BUSY: Duration = Duration::from_millis(2);
 const TURNS: u32 = 4;
+
+/// The ends of messages with larger bodies are told at once: they are what a client's window is made of.
+const SMALL_BODY: usize = 4096;
 
 /// What a message of a line client is answered with.
 type Reply = Option<SmolStr>;
@@ -311,7 +317,7 @@ async fn serve(
             node: context.router.name().clone(),
             id: id.clone(),
         },
-        outbox: Outbox::new(context.limits.outbox_bytes),
+        outbox: Outbox::new(context.limits.outbox_bytes, Arc::clone(&context.buffers)),
         flow: Mutex::new(Flow::new(context.limits.window())),
         restraint: admission.restraint(context, login.as_ref()),
         ended: Notify::new(),
@@ -360,6 +366,9 @@ impl LineSession {
         tokio::pin!(writing);
         let reading = async {
             let stop = self.read(reader, lines, context).await;
+            if stop == Stop::Eof {
+                self.outbox.doubt();
+            }
             if stop != Stop::Broken {
                 self.all_ended().await;
                 self.outbox.finish();
@@ -391,45 +400,60 @@ impl LineSession {
     }
 
     /// Reads and follows the client's lines until there are no more or there may be no more.
-    async fn read(&self, reader: ReadHalf<'_>, mut lines: Lines, context: &ClientContext) -> Stop {
+    async fn read(&self, mut reader: ReadHalf<'_>, mut lines: Lines, context: &ClientContext) -> Stop {
         let mut turn = Turn::new();
         // Who has logged in is none.
         let mut first = !context.rule.takes_tokens();
         let mut deadline = Deadline::new(&context.limits);
+        let mut last = Addressee::default();
         let mut idle = pin!(self.restraint.idle(context.limits.idle));
-        // What came with the login.
-        if let Err(stop) = self.follow_all(&mut lines, &mut turn, &mut deadline, context).await {
+        // What came with the login. On the heap, here and below, as what a client that says nothing does not need is not to be
+        // part of its task: that is a kilobyte.
+        let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
+        if let Err(stop) = followed.await {
             return stop;
         }
         loop {
-            // Nothing is kept for a client that says nothing.
-            lines.release();
-            let due = deadline.due(lines.pending().len());
-            let ready = tokio::select! {
-                biased;
-                () = context.phase.reached(Phase::Draining) => {
-                    self.error(Code::ShuttingDown, Code::ShuttingDown.advice());
-                    return Stop::Draining;
-                }
-                ready = reader.readable() => ready,
-                late = late(due) => {
-                    context.counters.bump(late.counter);
-                    self.error(Code::ProtocolError, late.text);
-                    return Stop::Unfollowable;
-                }
-                () = &mut idle => {
-                    self.error(Code::NotAllowed, "there was no message from you or for you for too long");
-                    return Stop::Unfollowable;
-                }
-            };
-            if ready.is_err() {
-                return Stop::Broken;
+            if context.phase.has_reached(Phase::Draining) {
+                self.error(Code::ShuttingDown, Code::ShuttingDown.advice());
+                return Stop::Draining;
             }
-            match reader.try_read_buf(lines.buffer()) {
-                Ok(0) => break,
-                Ok(read) => turn.bytes(read).await,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(_) => return Stop::Broken,
+            last.give_way().await;
+            if lines.is_bare() {
+                lines.furnish(context.buffers.take());
+            }
+            // A read that does not fill its buffer has emptied the system's: it is not asked once more.
+            match futures_util::poll!(pin!(reader.read_buf(lines.buffer()))) {
+                Poll::Ready(Ok(0)) => break,
+                Poll::Ready(Ok(read)) => {
+                    turn.bytes(read).await;
+                }
+                Poll::Ready(Err(_)) => return Stop::Broken,
+                Poll::Pending => {
+                    // Nothing is kept for a client that says nothing.
+                    if let Some(buffer) = lines.release() {
+                        context.buffers.give_back(buffer);
+                    }
+                    let due = deadline.due(lines.pending().len());
+                    tokio::select! {
+                        biased;
+                        // Above it is said what follows from it.
+                        () = context.phase.reached(Phase::Draining) => {}
+                        ready = reader.readable() => if ready.is_err() {
+                            return Stop::Broken;
+                        },
+                        late = late(due) => {
+                            context.counters.bump(late.counter);
+                            self.error(Code::ProtocolError, late.text);
+                            return Stop::Unfollowable;
+                        }
+                        () = &mut idle => {
+                            self.error(Code::NotAllowed, "there was no message from you or for you for too long");
+                            return Stop::Unfollowable;
+                        }
+                    }
+                    continue;
+                }
             }
             if first {
                 if let Some(text) = line::stranger(lines.pending()) {
@@ -439,14 +463,15 @@ impl LineSession {
                 }
                 first = lines.pending().len() < STRANGER_BYTES;
             }
-            match self.follow_all(&mut lines, &mut turn, &mut deadline, context).await {
+            let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
+            match followed.await {
                 Ok(any) => first &= !any,
                 Err(stop) => return stop,
             }
         }
         if let Some(line) = lines.take_rest() {
-            self.restraint.hold(line.len(), &context.phase).await;
-            self.follow(line, context).await;
+            Box::pin(self.restraint.hold(line.len(), &context.phase)).await;
+            Box::pin(self.follow(line, &mut last, context)).await;
         }
         Stop::Eof
     }
@@ -457,6 +482,7 @@ impl LineSession {
         lines: &mut Lines,
         turn: &mut Turn,
         deadline: &mut Deadline,
+        last: &mut Addressee,
         context: &ClientContext,
     ) -> Result<bool, Stop> {
         let mut any = false;
@@ -468,10 +494,12 @@ impl LineSession {
                     if !self.restraint.passes(line.len()) {
                         self.restraint.hold(line.len(), &context.phase).await;
                     }
-                    self.follow(line, context).await;
+                    self.follow(line, last, context).await;
                     // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
                     self.outbox.notices_below(NOTICES).await;
-                    turn.item().await;
+                    if turn.item().await {
+                        last.give_way().await;
+                    }
                 }
                 Ok(None) => return Ok(any),
                 Err(too_long) => {
@@ -485,7 +513,7 @@ impl LineSession {
     }
 
     /// Does what one line says. Waits while the client has as much under way as it may.
-    async fn follow(&self, line: &[u8], context: &ClientContext) {
+    async fn follow(&self, line: &[u8], last: &mut Addressee, context: &ClientContext) {
         match line::parse(line) {
             Ok(Request::Send { to, body, id }) => {
                 let reply = id.map(|id| SmolStr::new(&id));
@@ -496,10 +524,10 @@ impl LineSession {
                     );
                     return self.answer(reply, Outcome::Refused(Code::TooLarge), Some(&text));
                 }
-                match to.parse() {
+                match last.parse(&to) {
                     Ok(to) => {
                         let body = Bytes::copy_from_slice(body.as_bytes());
-                        self.send(to, body, reply, context).await;
+                        last.link = self.send(to, body, reply, context).await;
                     }
                     Err(error) => {
                         let text = format!("`to` is not HOST:PORT:ID: {error}");
@@ -533,35 +561,49 @@ impl LineSession {
         Ok(())
     }
 
-    async fn send(&self, to: Address, body: Bytes, reply: Reply, context: &ClientContext) {
+    /// Sends a message. Gives the link that it took, if it took one.
+    async fn send(&self, to: Address, body: Bytes, reply: Reply, context: &ClientContext) -> Option<Arc<Link>> {
         if !self.permit.may_send(&to) {
             context.counters.bump(Counter::RefusedPermission);
-            return self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
+            self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
+            return None;
         }
-        let message = Message {
+        let mut message = Message {
             from: self.address.clone(),
             to,
+            prompt: reply.is_some() || body.len() > SMALL_BODY,
             body,
         };
-        loop {
-            let ended = self.ended.notified();
-            if self.flow.lock().has_room(&message.to) {
-                break;
-            }
-            ended.await;
-        }
-        let key = self.flow.lock().start(&message.to, message.size(), reply);
-        let Some(origin) = self.this.upgrade() else {
-            return;
-        };
+        let Started { key, is_scarce } = self.start(&message, reply).await;
+        message.prompt |= is_scarce;
+        let origin = self.this.upgrade()?;
         let ticket = Ticket {
             origin,
             tag: Tag {
                 number: key as u64,
                 incarnation: 0,
+                prompt: true,
             },
         };
-        context.route(message, ticket).await;
+        context.route(message, ticket).await
+    }
+
+    /// Counts a message as under way; waits while it may not be sent yet.
+    async fn start(&self, message: &Message, mut reply: Reply) -> Started {
+        let mut start = || {
+            let started = self.flow.lock().try_start(&message.to, message.size(), reply.take());
+            started.map_err(|back| reply = back)
+        };
+        if let Ok(started) = start() {
+            return started;
+        }
+        loop {
+            let ended = self.ended.notified();
+            if let Ok(started) = start() {
+                return started;
+            }
+            ended.await;
+        }
     }
 
     /// Waits until every message of the client has ended.
@@ -600,15 +642,16 @@ impl LineSession {
 
 impl Settle for LineSession {
     fn settle(&self, ends: &[(Tag, Outcome)]) {
-        for &(tag, outcome) in ends {
-            let Ok(key) = usize::try_from(tag.number) else {
-                continue;
-            };
-            self.restraint
-                .ended(outcome, || self.flow.lock().recipient(key).cloned());
-            let reply = self.flow.lock().settle(key);
-            if let Some(reply) = reply {
-                self.answer(reply, outcome, None);
+        {
+            let mut flow = self.flow.lock();
+            for &(tag, outcome) in ends {
+                let Ok(key) = usize::try_from(tag.number) else {
+                    continue;
+                };
+                self.restraint.ended(outcome, || flow.recipient(key).cloned());
+                if let Some(reply) = flow.settle(key) {
+                    self.answer(reply, outcome, None);
+                }
             }
         }
         self.ended.notify_waiters();
@@ -626,6 +669,34 @@ impl Recipient for LineSession {
 
     fn yield_place(&self) {
         self.replaced.cancel();
+    }
+}
+
+/// Whom the last message of a client was for: mostly the next is for the same, and its address need not be read again.
+#[derive(Debug, Default)]
+struct Addressee {
+    text: String,
+    address: Option<Address>,
+    /// The link that it took.
+    link: Option<Arc<Link>>,
+}
+
+impl Addressee {
+    /// Gives way while the link has more to send than it gets away.
+    async fn give_way(&self) {
+        if let Some(link) = &self.link {
+            link.exchange().catch_up().await;
+        }
+    }
+
+    fn parse(&mut self, text: &str) -> Result<Address, AddressError> {
+        if let Some(address) = self.address.as_ref().filter(|_| self.text == text) {
+            return Ok(address.clone());
+        }
+        let address: Address = text.parse()?;
+        text.clone_into(&mut self.text);
+        self.address = Some(address.clone());
+        Ok(address)
     }
 }
 
@@ -651,7 +722,7 @@ struct Deadline {
 impl Deadline {
     fn new(limits: &Limits) -> Self {
         Self {
-            pace: limits.sender_pace(),
+            pace: limits.sender_pace().spread(rand::random()),
             first: limits.first_line.map(|time| Late {
                 at: Instant::now() + time,
                 counter: Counter::EndedFirstLine,
@@ -728,14 +799,10 @@ async fn write(
             }
             piece.left = piece.left.saturating_sub(written);
             rest.advance(written);
-            settle_all(
-                outbox
-                    .written(written)
-                    .into_iter()
-                    .map(|ticket| (ticket, Outcome::Delivered)),
-            );
+            settle_all(outbox.written(written));
             turn.bytes(written).await;
         }
+        outbox.give_back(bytes);
         // Where more is coming, the others' turns gather it: a write for each message is most of what it costs.
         let now = Instant::now();
         if last.replace(now).is_some_and(|last| now - last < BUSY) {
@@ -786,7 +853,7 @@ mod tests {
         bytes: usize,
         limits: &Limits,
     ) -> (io::Result<()>, Duration, Counters) {
-        let (counters, outbox) = (Counters::new(), Outbox::new(1));
+        let (counters, outbox) = (Counters::new(), Outbox::new(1, Arc::default()));
         outbox.push_notice(|out, _| out.resize(bytes, b'x'));
         outbox.finish();
         // Far less than is written: nothing gets on but by what is read.

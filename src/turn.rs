@@ -38,18 +38,20 @@ impl Turn {
         Self { whole, left: whole }
     }
 
-    /// Bytes were read or written. When that was enough, the other tasks come first. Cancel safe.
-    pub(crate) async fn bytes(&mut self, bytes: usize) {
+    /// Bytes were read or written. When that was enough, the other tasks come first; says whether they did. Cancel safe.
+    pub(crate) async fn bytes(&mut self, bytes: usize) -> bool {
         self.left = self.left.saturating_sub(bytes);
-        if self.left == 0 {
+        let is_over = self.left == 0;
+        if is_over {
             self.left = self.whole;
             tokio::task::yield_now().await;
         }
+        is_over
     }
 
     /// The same for one line, message or frame of which the bytes are counted elsewhere.
-    pub(crate) async fn item(&mut self) {
-        self.bytes(ITEM).await;
+    pub(crate) async fn item(&mut self) -> bool {
+        self.bytes(ITEM).await
     }
 }
 

@@ -58,6 +58,16 @@ pub enum Event<C> {
         /// The node.
         node: usize,
     },
+    /// A node is stopped: it does nothing until it goes on.
+    NodeStopped {
+        /// The node.
+        node: usize,
+    },
+    /// A stopped node goes on.
+    NodeResumed {
+        /// The node.
+        node: usize,
+    },
     /// A client sends a message. Numbers are given once, and those of one client rise.
     Sent {
         /// The message.
@@ -94,6 +104,9 @@ pub struct Rules {
     /// nor nothing but the end of its node a session. A node that was started again is excused for as long as the
     /// sender's node has not got anything delivered there since: it may not know that there is another one.
     pub only_deaths_excuse: bool,
+    /// How long a node that is not stopped may take to notice that the connection of a client was closed. Until then what is
+    /// written to it may be told as delivered.
+    pub notice: Time,
 }
 
 /// What must not happen.
@@ -182,6 +195,8 @@ struct Life {
     confirms: bool,
     /// When it was gone, itself or with its node.
     gone: Option<Time>,
+    /// When its node can have begun to notice that, if it was stopped then.
+    resumed: Option<Time>,
     /// When its node died, if that came first or at all.
     node_died: Option<Time>,
     /// When one with the same name was gone that came before it.
@@ -223,6 +238,8 @@ pub struct Checker<C> {
     clients: HashMap<C, Life>,
     /// When each node died last.
     deaths: HashMap<usize, Time>,
+    /// When each node was stopped last.
+    stops: HashMap<usize, Time>,
     /// When a sender on one node was told first, since the other node's last death, that a message to there was
     /// delivered.
     in_touch: HashMap<(usize, usize), Time>,
@@ -240,6 +257,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
             now: 0,
             clients: HashMap::new(),
             deaths: HashMap::new(),
+            stops: HashMap::new(),
             in_touch: HashMap::new(),
             fates: HashMap::new(),
             last_seen: HashMap::new(),
@@ -268,6 +286,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
                     node,
                     confirms,
                     gone: died,
+                    resumed: None,
                     node_died: died,
                     before: self.clients.get(&client).and_then(|life| life.gone),
                     doubtful: died.is_some(),
@@ -297,6 +316,21 @@ impl<C: Clone + Eq + Hash> Checker<C> {
                     life.doubtful = false;
                     life.node_died.get_or_insert(at);
                     life.gone.get_or_insert(at);
+                }
+                Ok(())
+            }
+            Event::NodeStopped { node } => {
+                self.stops.insert(node, at);
+                Ok(())
+            }
+            Event::NodeResumed { node } => {
+                if let Some(stopped) = self.stops.remove(&node) {
+                    let unnoticed = stopped.saturating_sub(self.rules.notice);
+                    for life in self.clients.values_mut().filter(|life| life.node == node) {
+                        if life.gone.is_some_and(|gone| gone >= unnoticed) {
+                            life.resumed.get_or_insert(at);
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -472,7 +506,7 @@ impl<C: Clone + Eq + Hash> Checker<C> {
     }
 
     /// Whether a message that was told as delivered, then, and not seen may have been on its way from a connection to its
-    /// reader, when one of them was gone.
+    /// reader, when one of them was gone, and its node had not noticed.
     fn is_unverifiable(&self, message: u64, fate: &Fate<C>, told: Time) -> bool {
         let Some(life) = self.clients.get(&fate.to).filter(|life| !life.confirms) else {
             return false;
@@ -481,7 +515,11 @@ impl<C: Clone + Eq + Hash> Checker<C> {
         // sender, or one of anybody that was not yet sent then, has passed this one.
         let last = self.last_seen.get(&(fate.from.clone(), fate.to.clone()));
         let passed = last.is_some_and(|&last| last > message) || life.latest_seen.is_some_and(|sent| sent > told);
-        life.gone.is_some_and(|gone| gone >= fate.sent) && !life.read_all && !passed
+        let noticed = life
+            .gone
+            .max(life.resumed)
+            .map(|since| since.saturating_add(self.rules.notice));
+        noticed.is_some_and(|noticed| noticed >= fate.sent) && !life.read_all && !passed
     }
 }
 
@@ -507,6 +545,7 @@ mod tests {
     const RULES: Rules = Rules {
         deadline: Some(100),
         only_deaths_excuse: true,
+        notice: 0,
     };
 
     type History = Vec<(Time, Event<&'static str>)>;
@@ -783,6 +822,30 @@ mod tests {
         // One that confirms saw what it confirmed.
         let confirmed = with([(7, sent(3, "a", "b")), delivered(3), (9, Event::Gone { client: "b" })]);
         assert_eq!(breaches(confirmed), [Breach::Lost]);
+    }
+
+    #[test]
+    fn what_is_sent_to_a_dead_connection_is_not_delivered_unless_its_node_had_not_noticed() {
+        let late = |stop: &[(Time, Event<&'static str>)], sent_at| {
+            let gone = (9, Event::Gone { client: "line" });
+            let after = [(sent_at, sent(3, "a", "line")), (30, told(3, Outcome::Delivered))];
+            with(stop.iter().cloned().chain([gone]).chain(after))
+        };
+        let stopped = |from, to| {
+            let node = 1;
+            [(from, Event::NodeStopped { node }), (to, Event::NodeResumed { node })]
+        };
+        let judge = |mut history: History, notice| {
+            history.sort_by_key(|event| event.0);
+            let (_, findings) = check(history, Rules { notice, ..RULES });
+            findings.iter().map(|finding| finding.breach).collect::<Vec<_>>()
+        };
+        assert_eq!(judge(late(&[], 10), 0), [Breach::Lost]);
+        assert_eq!(judge(late(&[], 10), 1), []);
+        assert_eq!(judge(late(&stopped(8, 20), 20), 0), []);
+        assert_eq!(judge(late(&stopped(8, 20), 21), 0), [Breach::Lost]);
+        assert_eq!(judge(late(&stopped(10, 20), 12), 0), [Breach::Lost], "it had noticed");
+        assert_eq!(judge(late(&stopped(10, 20), 12), 1), []);
     }
 
     #[test]

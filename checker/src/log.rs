@@ -6,7 +6,7 @@
 //! joined CLIENT NODE confirms|written SINCE      sent NUMBER FROM TO
 //! gone CLIENT                                    seen NUMBER FROM BY
 //! cut-off CLIENT                                 told NUMBER delivered | refused CODE | unknown CODE
-//! read-all CLIENT                                node-died NODE
+//! read-all CLIENT                                node-died | node-stopped | node-resumed NODE
 //! ```
 
 use std::collections::BTreeMap;
@@ -53,6 +53,8 @@ impl fmt::Display for Line {
             Event::ReadAll { client } => write!(f, "{at} read-all {client}"),
             Event::CutOff { client } => write!(f, "{at} cut-off {client}"),
             Event::NodeDied { node } => write!(f, "{at} node-died {node}"),
+            Event::NodeStopped { node } => write!(f, "{at} node-stopped {node}"),
+            Event::NodeResumed { node } => write!(f, "{at} node-resumed {node}"),
             Event::Sent { message, from, to } => write!(f, "{at} sent {message} {from} {to}"),
             Event::Seen { message, from, by } => write!(f, "{at} seen {message} {from} {by}"),
             Event::Told { message, outcome } => match outcome {
@@ -105,6 +107,12 @@ fn parse(text: &str) -> Option<Line> {
             client: client.to_owned(),
         },
         ["node-died", node] => Event::NodeDied {
+            node: node.parse().ok()?,
+        },
+        ["node-stopped", node] => Event::NodeStopped {
+            node: node.parse().ok()?,
+        },
+        ["node-resumed", node] => Event::NodeResumed {
             node: node.parse().ok()?,
         },
         ["sent", message, from, to] => Event::Sent {
@@ -195,6 +203,8 @@ mod tests {
             "2 read-all n:1:a",
             "2 cut-off n:1:a",
             "3 node-died 1",
+            "3 node-stopped 1",
+            "3 node-resumed 0",
             "4 sent 7 n:1:a n:2:b",
             "5 seen 7 n:1:a n:2:b",
             "6 told 7 delivered",
@@ -220,7 +230,7 @@ mod tests {
         #[test]
         fn any_words_are_a_line_that_is_read_again_or_none(
             at in "[0-9]{1,21}",
-            event in "joined|gone|cut-off|read-all|node-died|sent|seen|told",
+            event in "joined|gone|cut-off|read-all|node-died|node-stopped|node-resumed|sent|seen|told",
             words in proptest::collection::vec("confirms|written|delivered|refused|unknown|[0-9]{1,21}|\\PC{0,9}", 0..6),
         ) {
             let text = format!("{at} {event} {}", words.join(" "));
@@ -235,6 +245,7 @@ mod tests {
         let rules = Rules {
             deadline: Some(100),
             only_deaths_excuse: true,
+            notice: 0,
         };
         let judge = |a: &str, b: &str| {
             let lines = merge([a, b]).unwrap();

@@ -13,7 +13,7 @@ use super::{NOT_SEEN, Queued, Received, Shared};
 use crate::address::Address;
 use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Ended, Frame, Handler, Heard, Malformed, close};
 use crate::config::Limits;
-use crate::delivery::{Control, RangeSet};
+use crate::delivery::{Control, RangeSet, Taken};
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
@@ -115,9 +115,13 @@ struct ClientHandler<'a> {
 }
 
 impl Handler<usize> for ClientHandler<'_> {
-    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
-        for (number, incoming) in taken {
-            let tag = Tag { number, incarnation };
+    fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
+        for (number, incoming) in taken.drain(..) {
+            let tag = Tag {
+                number,
+                incarnation,
+                prompt: true,
+            };
             match incoming {
                 Ok(message) => {
                     let message = Received {
@@ -192,6 +196,7 @@ impl Codec for ClientCodec {
             from,
             to: self.client.clone(),
             body: stream,
+            prompt: true,
         };
         Ok(Arrived {
             number: header.id,

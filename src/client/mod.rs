@@ -28,7 +28,7 @@ use crate::carrier::close;
 use crate::delivery::Bounds;
 use crate::endpoint;
 use crate::exchange::{Exchange, Settled};
-use crate::flow::Flow;
+use crate::flow::{Flow, Started};
 use crate::message::{Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
@@ -581,7 +581,7 @@ impl Drop for Client {
 }
 
 impl Shared {
-    async fn submit(&self, to: &Address, body: Bytes, reply: Reply) -> Result<(), SendError> {
+    async fn submit(&self, to: &Address, body: Bytes, mut reply: Reply) -> Result<(), SendError> {
         if body.len() > self.max_message {
             return Err(SendError::TooLarge {
                 length: body.len(),
@@ -592,6 +592,7 @@ impl Shared {
             from: self.address.clone(),
             to: to.clone(),
             body,
+            prompt: true,
         };
         loop {
             let ended = self.ended.notified();
@@ -600,14 +601,16 @@ impl Shared {
             }
             {
                 let mut flow = self.flow.lock();
-                if flow.has_room(to) {
-                    let key = flow.start(to, message.size(), reply);
-                    // In the same order as others that send to this recipient; the flow's window is the exchange's.
-                    if let Err((_, key)) = self.exchange.submit(message, key) {
-                        flow.settle(key);
-                        return Err(SendError::Closed);
+                match flow.try_start(to, message.size(), reply) {
+                    Ok(Started { key, .. }) => {
+                        // In the same order as others that send to this recipient; the flow's window is the exchange's.
+                        if let Err((_, key)) = self.exchange.submit(message, key) {
+                            flow.settle(key);
+                            return Err(SendError::Closed);
+                        }
+                        break;
                     }
-                    break;
+                    Err(back) => reply = back,
                 }
             }
             ended.await;

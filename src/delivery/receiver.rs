@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use foldhash::fast::RandomState;
+
 use super::ranges::RangeSet;
 use super::sender::CONFIRM_EVERY;
 use super::{Bounds, Confirm, Failure, Violation};
@@ -40,7 +42,7 @@ pub(crate) struct Receiver<M> {
     /// Every number that was passed on, or that the sender has settled.
     taken: RangeSet,
     /// Messages that came before the one they name, by the number of that one.
-    held: HashMap<u64, Held<M>>,
+    held: HashMap<u64, Held<M>, RandomState>,
     held_bytes: usize,
     /// The largest size that was held on the present connection.
     held_largest: usize,
@@ -58,6 +60,8 @@ pub(crate) struct Receiver<M> {
     confirmed: Confirm,
     /// What is still to be told on the present connection.
     report: Report,
+    /// How many messages that is about.
+    untold: u64,
     /// At so many runs of delivered messages they are put together.
     put_together_at: usize,
     incarnation: u32,
@@ -70,7 +74,7 @@ impl<M> Receiver<M> {
         Self {
             bounds,
             taken: RangeSet::new(),
-            held: HashMap::new(),
+            held: HashMap::default(),
             held_bytes: 0,
             held_largest: 0,
             ended: RangeSet::new(),
@@ -80,6 +84,7 @@ impl<M> Receiver<M> {
             told_failures: 0,
             confirmed: Confirm::default(),
             report: Report::default(),
+            untold: 0,
             put_together_at: PUT_TOGETHER_FROM,
             incarnation: 0,
             tells_once: false,
@@ -162,12 +167,12 @@ impl<M> Receiver<M> {
     }
 
     /// A message that was taken has ended. Ends of messages of an earlier process of the other side are passed over.
-    /// Says whether there is something to report that there was not before.
+    /// Says whether it is one to tell.
     pub(crate) fn finish(&mut self, incarnation: u32, number: u64, outcome: Outcome) -> bool {
         if incarnation != self.incarnation || number < self.confirmed.below || !self.ended.insert(number) {
             return false;
         }
-        let was_idle = !self.wants_report();
+        self.untold += 1;
         match outcome {
             Outcome::Delivered => match self.report.delivered.last_mut() {
                 Some((_, last)) if *last + 1 == number => *last = number,
@@ -178,7 +183,12 @@ impl<M> Receiver<M> {
                 self.report.failed.push(Failure { number, outcome });
             }
         }
-        was_idle
+        true
+    }
+
+    /// How many messages ended since a report was given that held all there was to tell.
+    pub(crate) fn untold(&self) -> u64 {
+        self.untold
     }
 
     /// Whether [`poll_report`](Self::poll_report) would give a report.
@@ -207,6 +217,9 @@ impl<M> Receiver<M> {
             let failed: Vec<_> = report.failed.iter().map(|failure| failure.number).collect();
             self.told_failures += failed.len();
             self.told.push_back((self.reports, failed));
+        }
+        if !self.wants_report() {
+            self.untold = 0;
         }
         self.reports += 1;
         Some(report)
@@ -479,8 +492,10 @@ mod tests {
             message(&mut receiver, number, 0, "").unwrap();
         }
         assert!(receiver.finish(0, 1, Outcome::Delivered));
-        assert!(!receiver.finish(0, 2, Outcome::Delivered), "a report is due already");
-        receiver.finish(0, 4, GONE);
+        assert!(!receiver.finish(0, 1, Outcome::Delivered), "it has ended already");
+        assert!(receiver.finish(0, 2, Outcome::Delivered));
+        assert!(receiver.finish(0, 4, GONE));
+        assert_eq!(receiver.untold(), 3);
         let report = Report {
             delivered: vec![(1, 2)],
             failed: vec![Failure {
@@ -489,7 +504,7 @@ mod tests {
             }],
         };
         assert_eq!(receiver.poll_report(), Some(report.clone()));
-        assert_eq!(receiver.poll_report(), None);
+        assert_eq!((receiver.poll_report(), receiver.untold()), (None, 0));
 
         receiver.disconnected();
         receiver.finish(0, 3, Outcome::Delivered);

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+
 use super::ranges::RangeSet;
 use super::window::Window;
 use super::{Confirm, Failure, Violation};
@@ -78,7 +80,7 @@ impl<M, T> Entry<M, T> {
 pub(crate) struct Sender<M, T> {
     unsettled: Window<Entry<M, T>>,
     /// The last unsettled message of each conversation that has one.
-    conversations: HashMap<u64, u64>,
+    conversations: HashMap<u64, u64, RandomState>,
     bytes: usize,
     bounds: Bounds,
     /// What of the unsettled was sent.
@@ -103,7 +105,7 @@ impl<M, T> Sender<M, T> {
     pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             unsettled: Window::new(),
-            conversations: HashMap::new(),
+            conversations: HashMap::default(),
             bytes: 0,
             bounds,
             under_way: Bounds { messages: 0, bytes: 0 },
@@ -171,6 +173,14 @@ impl<M, T> Sender<M, T> {
     /// Whether [`poll_transmit`](Self::poll_transmit) would give a message, or will once some have ended.
     pub(crate) fn wants_transmit(&self) -> bool {
         self.connected && self.cursor < self.unsettled.next_number()
+    }
+
+    /// How many messages, at the most, wait to be transmitted on the present connection.
+    pub(crate) fn backlog(&self) -> u64 {
+        match self.connected {
+            true => self.unsettled.next_number() - self.cursor,
+            false => 0,
+        }
     }
 
     /// The next message to transmit on the present connection, if there is one.

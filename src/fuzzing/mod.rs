@@ -446,7 +446,14 @@ pub fn link_message(data: &[u8]) {
     assert!(data.ends_with(&parcel.body));
     assert!(parcel.after < parcel.number || parcel.after == 0);
     let mut out = BytesMut::new();
-    link::write_header(&mut out, parcel.number, parcel.after, &parcel.from, &parcel.to);
+    link::write_header(
+        &mut out,
+        parcel.number,
+        parcel.after,
+        parcel.prompt,
+        &parcel.from,
+        &parcel.to,
+    );
     // One way to write a header is the shortest.
     assert!(out.len() <= link::MAX_HEADER && out.len() + parcel.body.len() <= data.len());
     out.extend_from_slice(&parcel.body);

@@ -96,7 +96,7 @@ struct LinkCodec {
 
 impl Codec for LinkCodec {
     fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
-        wire::write_header(out, number, after, &message.from.id, &message.to.id);
+        wire::write_header(out, number, after, message.prompt, &message.from.id, &message.to.id);
     }
 
     fn read_message(&self, stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
@@ -112,6 +112,7 @@ impl Codec for LinkCodec {
                 id: parcel.to,
             },
             body: parcel.body,
+            prompt: parcel.prompt,
         };
         let fits = whole && message.body.len() <= self.max_message;
         Ok(Arrived {

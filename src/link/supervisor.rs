@@ -25,7 +25,8 @@ use crate::backoff::Backoff;
 use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
 use crate::config::{Congestion, Limits};
 use crate::counters::Counters;
-use crate::endpoint::{self, LINK_STREAMS};
+use crate::delivery::Taken;
+use crate::endpoint::{self, link_streams};
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
@@ -294,7 +295,7 @@ impl Supervisor {
             // A fresh stream takes these few bytes at once, or the connection is no good and the carrier will say so.
             let _ = timeout(PING, control.send.write_all(&adopt)).await;
         }
-        connection.set_max_concurrent_uni_streams(LINK_STREAMS.into());
+        connection.set_max_concurrent_uni_streams(link_streams(connection.rtt()).into());
         exchange.connected();
         info!(%peer, remote = %connection.remote_address(), generation, "link up");
         self.backoff.reset();
@@ -361,7 +362,11 @@ impl Supervisor {
     fn look(&mut self) {
         match &self.active {
             Some(active) => {
-                let doubtful = active.heard.doubt(Instant::now()) > SUSPECT_AFTER + active.connection.rtt();
+                let round_trip = active.connection.rtt();
+                active
+                    .connection
+                    .set_max_concurrent_uni_streams(link_streams(round_trip).into());
+                let doubtful = active.heard.doubt(Instant::now()) > SUSPECT_AFTER + round_trip;
                 let mut adoption = self.link.adoption.lock();
                 adoption.set_suspect(doubtful);
                 // The other node judges this one by what it was shown, and that ends some day.
@@ -382,11 +387,16 @@ struct LinkHandler {
 }
 
 impl Handler<Ticket> for LinkHandler {
-    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
-        for (number, message) in taken {
+    fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
+        for (number, message) in taken.drain(..) {
+            let prompt = message.as_ref().map_or(true, |message| message.prompt);
             let ticket = Ticket {
                 origin: Arc::<Link>::clone(&self.link),
-                tag: Tag { number, incarnation },
+                tag: Tag {
+                    number,
+                    incarnation,
+                    prompt,
+                },
             };
             match message {
                 Ok(message) => self.router.deliver_from_link(message, ticket),

@@ -46,6 +46,8 @@ impl Codec for NodeCodec {
                 from: self.client.clone(),
                 to,
                 body: own(stream),
+                // What it is told at once, it may have waited for.
+                prompt: true,
             }),
             Err(_) => Err(Code::BadAddress),
         };

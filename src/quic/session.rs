@@ -21,7 +21,7 @@ use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Frame, Han
 use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::Counter;
-use crate::delivery::{Bounds, RangeSet};
+use crate::delivery::{Bounds, RangeSet, Taken};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
 use crate::keyring::Permit;
@@ -361,7 +361,7 @@ impl Session {
             },
             handler: &handler,
             max_stream: wire::MAX_HEADER + limits.max_message,
-            pace: Some(limits.sender_pace()),
+            pace: Some(limits.sender_pace().spread(rand::random())),
             turn: Turn::new(),
             liveness: None,
             heard: &heard,
@@ -596,6 +596,7 @@ impl SessionHandler<'_> {
         let tag = Tag {
             number: key as u64,
             incarnation: 0,
+            prompt: true,
         };
         let ticket = Ticket { origin, tag };
         session.restraint.busy();
@@ -624,9 +625,13 @@ impl SessionHandler<'_> {
 }
 
 impl Handler<Ticket> for SessionHandler<'_> {
-    fn taken(&self, incarnation: u32, taken: Vec<(u64, Incoming)>) {
-        for (number, incoming) in taken {
-            let tag = Tag { number, incarnation };
+    fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
+        for (number, incoming) in taken.drain(..) {
+            let tag = Tag {
+                number,
+                incarnation,
+                prompt: true,
+            };
             match incoming {
                 Ok(_) if self.context.phase.has_reached(Phase::Draining) => {
                     self.session
@@ -694,10 +699,12 @@ mod tests {
             from: address.clone(),
             to: address,
             body: "x".into(),
+            prompt: true,
         };
         let tag = Tag {
             number: 0,
             incarnation: 0,
+            prompt: true,
         };
         let origin = Arc::<Session>::clone(&session);
         session.waiting.lock().queue.push_back(Waits {

@@ -115,12 +115,25 @@ impl Lines {
     /// Gives the memory back if nothing is pending: an idle connection then holds no buffer.
     ///
     /// The next read starts half as big, so that a connection that was busy once comes down step by step.
-    pub(crate) fn release(&mut self) {
-        if self.pending().is_empty() {
-            self.buf = Vec::new();
-            self.start = 0;
-            self.scanned = 0;
-            self.read = READ_MIN.max(self.read / 2);
+    pub(crate) fn release(&mut self) -> Option<Vec<u8>> {
+        if !self.pending().is_empty() || self.is_bare() {
+            return None;
+        }
+        self.start = 0;
+        self.scanned = 0;
+        self.read = READ_MIN.max(self.read / 2);
+        Some(std::mem::take(&mut self.buf))
+    }
+
+    /// Whether there is no memory to read into yet, or any more.
+    pub(crate) const fn is_bare(&self) -> bool {
+        self.buf.capacity() == 0
+    }
+
+    /// Gives an empty buffer to read into, where there is none.
+    pub(crate) fn furnish(&mut self, buffer: Vec<u8>) {
+        if self.is_bare() {
+            self.buf = buffer;
         }
     }
 }

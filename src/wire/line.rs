@@ -8,6 +8,7 @@ use std::io::Write as _;
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
+use memchr::memchr;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 
@@ -70,6 +71,9 @@ pub(crate) fn parse(line: &[u8]) -> Result<Request<'_>, Rejected<'_>> {
     let Ok(text) = std::str::from_utf8(line) else {
         return Err(not_utf8(line));
     };
+    if let Some(fields) = read_plain(text) {
+        return request(fields);
+    }
     let mut fields = Fields::default();
     if let Err(error) = read_object(text, &mut fields) {
         return Err(Rejected {
@@ -138,6 +142,39 @@ fn usable_id(id: Cow<'_, str>) -> Result<Option<Cow<'_, str>>, IdTooLong> {
 
 struct IdTooLong;
 
+/// Reads an object of texts without escapes, which nearly all lines are, in a third of the time that reading any JSON takes.
+/// `None`: it is another, or none, for [`read_object`] to find out.
+fn read_plain(text: &str) -> Option<Fields<'_>> {
+    // A control character is an error in a text, and a tab between two is rare.
+    let odd = |any: bool, &byte: &u8| any | (byte < 0x20) | (byte == b'\\');
+    if text.as_bytes().iter().fold(false, odd) {
+        return None;
+    }
+    let text_of = |rest: &str| memchr(b'"', rest.as_bytes());
+    let mut fields = Fields::default();
+    let mut rest = text.trim_start_matches(' ').strip_prefix('{')?;
+    loop {
+        let key = rest.trim_start_matches(' ').strip_prefix('"')?;
+        let end = text_of(key)?;
+        let (key, after) = (key.get(..end)?, key.get(end + 1..)?);
+        let value = after.trim_start_matches(' ').strip_prefix(':')?;
+        let value = value.trim_start_matches(' ').strip_prefix('"')?;
+        let end = text_of(value)?;
+        let (value, after) = (value.get(..end)?, value.get(end + 1..)?);
+        if let Some(key) = Key::of(key) {
+            *fields.field(key) = Cow::Borrowed(value);
+        }
+        let after = after.trim_start_matches(' ');
+        match after.strip_prefix(',') {
+            Some(more) => rest = more,
+            None => {
+                let end = after.strip_prefix('}')?;
+                return end.trim_start_matches(' ').is_empty().then_some(fields);
+            }
+        }
+    }
+}
+
 fn read_object<'a>(text: &'a str, fields: &mut Fields<'a>) -> Result<(), serde_json::Error> {
     let mut json = serde_json::Deserializer::from_str(text);
     json.deserialize_map(FieldsVisitor(fields))?;
@@ -205,6 +242,13 @@ enum Key {
 impl Key {
     const ALL: [Self; 6] = [Self::To, Self::Body, Self::Cmd, Self::Id, Self::Format, Self::Token];
 
+    /// The key that is written like this, in any case.
+    fn of(text: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|key| text.eq_ignore_ascii_case(key.as_str()))
+    }
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::To => "to",
@@ -230,6 +274,19 @@ struct Fields<'a> {
     not_text: Option<Key>,
 }
 
+impl<'a> Fields<'a> {
+    fn field(&mut self, key: Key) -> &mut Cow<'a, str> {
+        match key {
+            Key::To => &mut self.to,
+            Key::Body => &mut self.body,
+            Key::Cmd => &mut self.cmd,
+            Key::Id => &mut self.id,
+            Key::Format => &mut self.format,
+            Key::Token => &mut self.token,
+        }
+    }
+}
+
 struct FieldsVisitor<'f, 'a>(&'f mut Fields<'a>);
 
 impl<'a> Visitor<'a> for FieldsVisitor<'_, 'a> {
@@ -245,16 +302,8 @@ impl<'a> Visitor<'a> for FieldsVisitor<'_, 'a> {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
-            let field = match key {
-                Key::To => &mut self.0.to,
-                Key::Body => &mut self.0.body,
-                Key::Cmd => &mut self.0.cmd,
-                Key::Id => &mut self.0.id,
-                Key::Format => &mut self.0.format,
-                Key::Token => &mut self.0.token,
-            };
             match map.next_value_seed(ValueSeed)? {
-                Value::Text(text) => *field = text,
+                Value::Text(text) => *self.0.field(key) = text,
                 Value::Null => {}
                 // Clients of other servers may mean something else by it. As a token it is none.
                 Value::Other if matches!(key, Key::Token) => {}
@@ -285,7 +334,7 @@ impl Visitor<'_> for KeySeed {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Key::ALL.into_iter().find(|key| text.eq_ignore_ascii_case(key.as_str())))
+        Ok(Key::of(text))
     }
 }
 

@@ -70,6 +70,8 @@ pub(crate) enum Frame {
 pub(crate) struct Parcel {
     pub(crate) number: u64,
     pub(crate) after: u64,
+    /// Its sender waits for its end.
+    pub(crate) prompt: bool,
     pub(crate) from: ClientId,
     pub(crate) to: ClientId,
     pub(crate) body: Bytes,
@@ -88,24 +90,28 @@ pub(crate) enum Malformed {
     BadHeader,
 }
 
+/// Set in the length of the sender's id if the sender waits for the message's end. An id is shorter.
+const PROMPT: u8 = 0x80;
+
 /// Appends a message's header; the body follows it to the stream's end.
-pub(crate) fn write_header(out: &mut BytesMut, number: u64, after: u64, from: &ClientId, to: &ClientId) {
+pub(crate) fn write_header(out: &mut BytesMut, number: u64, after: u64, prompt: bool, from: &ClientId, to: &ClientId) {
     varint::write(out, number);
     // The distance is short where the number is long.
     varint::write(out, if after == 0 { 0 } else { number - after });
-    for id in [from, to] {
+    for (id, mark) in [(from, if prompt { PROMPT } else { 0 }), (to, 0)] {
         let id = id.as_str().as_bytes();
-        out.put_u8(id.len() as u8);
+        out.put_u8(id.len() as u8 | mark);
         out.put_slice(id);
     }
 }
 
 /// Reads a stream that has ended. The body is a slice of it.
 pub(crate) fn read_message(mut stream: Bytes) -> Result<Parcel, Malformed> {
-    let number = varint::read(&mut stream)
+    let mut rest: &[u8] = &stream;
+    let number = varint::read(&mut rest)
         .filter(|&number| number <= MAX_NUMBER)
         .ok_or(Malformed::BadHeader)?;
-    let distance = varint::read(&mut stream).ok_or(Malformed::BadHeader)?;
+    let distance = varint::read(&mut rest).ok_or(Malformed::BadHeader)?;
     let after = match distance {
         0 => 0,
         _ => number
@@ -113,27 +119,32 @@ pub(crate) fn read_message(mut stream: Bytes) -> Result<Parcel, Malformed> {
             .filter(|&after| after > 0)
             .ok_or(Malformed::BadHeader)?,
     };
-    let from = read_id(&mut stream)?;
-    let to = read_id(&mut stream)?;
+    let (from, prompt) = read_id(&mut rest)?;
+    let (to, marked) = read_id(&mut rest)?;
+    if marked {
+        return Err(Malformed::BadHeader);
+    }
+    let header = stream.len() - rest.len();
+    stream.advance(header);
     Ok(Parcel {
         number,
         after,
+        prompt,
         from,
         to,
         body: stream,
     })
 }
 
-fn read_id(stream: &mut Bytes) -> Result<ClientId, Malformed> {
-    let length = usize::from(stream.try_get_u8().map_err(|_| Malformed::BadHeader)?);
-    if stream.len() < length {
-        return Err(Malformed::BadHeader);
-    }
-    let id = stream.split_to(length);
-    std::str::from_utf8(&id)
-        .ok()
-        .and_then(|id| id.parse().ok())
-        .ok_or(Malformed::BadHeader)
+/// Reads an id, and the mark on its length.
+fn read_id(from: &mut &[u8]) -> Result<(ClientId, bool), Malformed> {
+    let length = from.try_get_u8().map_err(|_| Malformed::BadHeader)?;
+    let (id, rest) = from
+        .split_at_checked(usize::from(length & !PROMPT))
+        .ok_or(Malformed::BadHeader)?;
+    *from = rest;
+    let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+    Ok((id.ok_or(Malformed::BadHeader)?, length & PROMPT != 0))
 }
 
 /// Appends a control frame.
@@ -364,13 +375,23 @@ mod tests {
     #[test]
     fn a_message_is_these_bytes() {
         let (from, to) = ("123456".parse().unwrap(), "bob".parse().unwrap());
-        let mut out = BytesMut::new();
-        write_header(&mut out, 300, 298, &from, &to);
-        assert_eq!(out, hex("412c 02 06 313233343536 03 626f62"));
-        out.put_slice(b"hello");
-        let message = read_message(out.freeze()).unwrap();
-        assert_eq!((message.number, message.after), (300, 298));
-        assert_eq!((message.from, message.to, &message.body[..]), (from, to, &b"hello"[..]));
+        for (prompt, bytes) in [
+            (false, "412c 02 06 313233343536 03 626f62"),
+            (true, "412c 02 86 313233343536 03 626f62"),
+        ] {
+            let mut out = BytesMut::new();
+            write_header(&mut out, 300, 298, prompt, &from, &to);
+            assert_eq!(out, hex(bytes));
+            out.put_slice(b"hello");
+            let message = read_message(out.freeze()).unwrap();
+            assert_eq!((message.number, message.after, message.prompt), (300, 298, prompt));
+            assert_eq!(
+                (&message.from, &message.to, &message.body[..]),
+                (&from, &to, &b"hello"[..])
+            );
+        }
+        let marked = hex("412c 02 06 313233343536 83 626f62");
+        assert_eq!(read_message(marked.into()), Err(Malformed::BadHeader));
     }
 
     #[test]
@@ -457,6 +478,7 @@ mod tests {
         fn messages_are_read_as_they_were_written(
             number in number(MAX_NUMBER),
             before in number(MAX_NUMBER),
+            prompt: bool,
             from in "[A-Za-z0-9._-]{1,64}",
             to in "[A-Za-z0-9._-]{1,64}",
             body: Vec<u8>,
@@ -464,11 +486,11 @@ mod tests {
             let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
             let after = if before < number { before } else { 0 };
             let mut out = BytesMut::new();
-            write_header(&mut out, number, after, &from, &to);
+            write_header(&mut out, number, after, prompt, &from, &to);
             prop_assert!(out.len() <= MAX_HEADER);
             out.put_slice(&body);
             let body = body.into();
-            prop_assert_eq!(read_message(out.freeze()), Ok(Parcel { number, after, from, to, body }));
+            prop_assert_eq!(read_message(out.freeze()), Ok(Parcel { number, after, prompt, from, to, body }));
         }
 
         #[test]

@@ -214,6 +214,37 @@ async fn what_was_sent_before_the_end_is_delivered_and_answered() {
 }
 
 #[tokio::test]
+async fn what_comes_for_a_client_that_has_ended_its_side_is_written_and_not_told_as_delivered() {
+    let cluster = Cluster::start(2).await;
+    let mut sender = cluster.line(1).await;
+    let mut client = cluster.line(0).await;
+    // It stays for as long as this is under way.
+    let quic = cluster.quic(1).await;
+    client.say(quic.address(), "to a program").await;
+    client.writer.end().await;
+    let unknown = json!({"cmd": "receipt", "id": "1", "status": "unknown", "code": "recipient-gone"});
+    let told = async {
+        let mut doubtful = 0;
+        // Nobody but the node knows when it has read the end.
+        while doubtful < 3 {
+            sender.say_with_id(&client.address, "are you there?", "1").await;
+            client.reader.expect_message(&sender.address, "are you there?").await;
+            let mut receipt = sender.reader.json().await;
+            let text = receipt.as_object_mut().and_then(|receipt| receipt.remove("text"));
+            if text.is_some() {
+                assert_eq!(receipt, unknown);
+                doubtful += 1;
+            } else {
+                assert!(receipt["status"] == "delivered" && doubtful == 0, "{receipt}");
+            }
+        }
+    };
+    within("the node has read the end", told).await;
+    quic.receive().await;
+    client.reader.expect_end().await;
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_without_reading_has_sent_all_the_same() {
     let cluster = Cluster::start(2).await;
     let mut recipient = cluster.line(1).await;

@@ -40,6 +40,9 @@ const PLACES: [(usize, bool); 8] = [
 /// What the nodes are called.
 const NAMES: [&str; 2] = ["127.0.0.1:1", "127.0.0.1:2"];
 
+/// How long a node may take to notice that a client was killed.
+const NOTICE: Duration = Duration::from_millis(100);
+
 /// Beyond the nodes' limits: how long a message may take because a process was stopped, or the machine is busy.
 const MARGIN: Duration = Duration::from_secs(30);
 
@@ -203,6 +206,7 @@ fn rules(args: &Args) -> Rules {
     Rules {
         deadline: u64::try_from(deadline(args).as_nanos()).ok(),
         only_deaths_excuse: true,
+        notice: u64::try_from(NOTICE.as_nanos()).unwrap_or(u64::MAX),
     }
 }
 
@@ -438,9 +442,12 @@ impl World {
                         .map(|node| node.signal(signal))
                         .transpose()
                 };
+                let node = target;
+                self.journal.write(Event::NodeStopped { node })?;
                 signal(Signal::SIGSTOP)?;
                 sleep(length).await;
                 signal(Signal::SIGCONT)?;
+                self.journal.write(Event::NodeResumed { node })?;
             }
             Kind::ClientStopped => {
                 let number = self.with_client(target, |client| client.signal(Signal::SIGSTOP).map(|()| client.number));

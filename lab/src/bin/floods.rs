@@ -148,17 +148,17 @@ impl Flood {
     }
 
     /// The counter that shows the flood.
-    fn counter(self) -> Option<&'static str> {
+    fn counter(self) -> &'static str {
         match self {
-            Self::Silent => Some("refused-source"),
-            Self::Initials => Some("retries"),
-            Self::Greetings => Some("handshakes-late"),
-            Self::SlowLines => Some("ended-slow-line"),
-            Self::Rate => Some("held-rate"),
-            Self::Guesses => Some("held-misses"),
-            Self::LongLine => Some("ended-long-line"),
+            Self::Silent => "refused-source",
+            Self::Initials => "retries",
+            Self::Greetings => "handshakes-late",
+            Self::SlowLines => "ended-slow-line",
+            Self::Rate => "held-rate",
+            Self::Guesses => "held-misses",
+            Self::LongLine => "ended-long-line",
             // No limit is met: it is one client in its turn.
-            Self::Streams => None,
+            Self::Streams => "refused-no-client",
         }
     }
 
@@ -207,7 +207,10 @@ struct Flooder {
 impl Flooder {
     fn start(flood: Flood, nodes: &Nodes, seconds: u32) -> anyhow::Result<Self> {
         let name = flood.to_possible_value().context("no such flood")?;
-        let mut child = Command::new(std::env::current_exe()?)
+        // Floods come from elsewhere: here the flooder gets what is left of the processor.
+        let mut child = Command::new("nice")
+            .args(["-n", "19"])
+            .arg(std::env::current_exe()?)
             .arg("flood")
             .arg(name.get_name())
             .args(["--tcp", &nodes.a.tcp.to_string(), "--quic", &nodes.a.quic.to_string()])
@@ -310,9 +313,8 @@ fn measure(args: &RunArgs, flood: Flood, table: &mut String) -> anyhow::Result<(
         more <= flood.bound(),
         "{more:.1} MiB more memory than without the flood"
     );
-    if let Some(counter) = flood.counter() {
-        ensure!(counted.contains_key(counter), "{counter} was not counted");
-    }
+    let counter = flood.counter();
+    ensure!(counted.contains_key(counter), "{counter} was not counted");
     Ok(())
 }
 
@@ -338,13 +340,11 @@ fn row(
     let mut ratios: Vec<f64> = pairs.iter().map(|(without, with)| with.p99 / without.p99).collect();
     ratios.sort_by(f64::total_cmp);
     let sum = |of: fn(&Figures) -> u64| -> u64 { pairs.iter().map(|(a, b)| of(a) + of(b)).sum() };
-    let shows = match flood.counter() {
-        Some(counter) => format!("`{counter}` {}", counted.get(counter).copied().unwrap_or_default()),
-        None => "none".to_owned(),
-    };
+    let counter = flood.counter();
+    let count = counted.get(counter).copied().unwrap_or_default();
     writeln!(
         table,
-        "| {} | {} | {} | {:.2} | {}, {}, {} | {more:.1} of {:.0} | {shows} |",
+        "| {} | {} | {} | {:.2} | {}, {}, {} | {more:.1} of {:.0} | `{counter}` {count} |",
         flood.what(),
         each(|figures| figures.p50),
         each(|figures| figures.p99),
