@@ -251,11 +251,11 @@ pub(crate) const STRANGER_BYTES: usize = 8;
 /// that vanished would hold its place for ever, as nothing is written to who gets no message.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Where a client's last write was less than this ago, all other tasks have their turns, so many times, before the next
-/// one, and what comes for it meanwhile goes out together. Measured: a backlog of 120,000 messages to 100 clients took
-/// 0.6 of the time. That is a message each 0.7 ms; where they come less often than this, there is nothing to gather, and
-/// each turn would be a look at the system's events.
-const BUSY: Duration = Duration::from_millis(2);
+/// Where a client's last write was less than this ago, and this one held more than one message, all other tasks have their
+/// turns, so many times, before the next one, and what comes for it meanwhile goes out together. Measured: a backlog of
+/// 120,000 messages to 100 clients took 0.6 of the time, and with a tenth of this time twice as long. Where messages come one
+/// by one there is nothing to gather, and each turn would be a look at the system's events.
+const BUSY: Duration = Duration::from_millis(20);
 const TURNS: u32 = 4;
 
 /// The ends of messages with larger bodies are told at once: they are what a client's window is made of.
@@ -778,6 +778,7 @@ async fn write(
     while let Some(bytes) = outbox.take().await {
         let mut rest = bytes.as_slice();
         let mut piece = Piece::default();
+        let mut messages = 0;
         while rest.has_remaining() {
             let now = Instant::now();
             if piece.left == 0 {
@@ -799,13 +800,15 @@ async fn write(
             }
             piece.left = piece.left.saturating_sub(written);
             rest.advance(written);
-            settle_all(outbox.written(written));
+            let ends = outbox.written(written);
+            messages += ends.len();
+            settle_all(ends);
             turn.bytes(written).await;
         }
         outbox.give_back(bytes);
         // Where more is coming, the others' turns gather it: a write for each message is most of what it costs.
         let now = Instant::now();
-        if last.replace(now).is_some_and(|last| now - last < BUSY) {
+        if last.replace(now).is_some_and(|last| now - last < BUSY) && messages > 1 {
             for _ in 0..TURNS {
                 tokio::task::yield_now().await;
             }
