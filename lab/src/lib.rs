@@ -5,7 +5,8 @@
 //! | `wire` | pure: what a bad wire does to each packet |
 //! | `control` | how a running wire is told what to be |
 //! | `namespace` | threads in another network namespace |
-//! | `nodes` | two nodes as processes on loopback |
+//! | `process` | programs whose log is read, and directories, that end with their owner |
+//! | `nodes` | linked nodes as processes on loopback |
 //! | `row` | what is measured: the wires, and the load on each |
 //! | `figures` | pure: checks what arrives, and sums it up |
 //! | `talk` | conversations that are measured while something else goes on |
@@ -22,6 +23,7 @@ pub mod fleet;
 pub mod journal;
 pub mod namespace;
 pub mod nodes;
+pub mod process;
 pub mod proxy;
 pub mod report;
 pub mod row;
