@@ -12,19 +12,25 @@ die() {
     exit 1
 }
 
+# Runs a command as root, by sudo if need be.
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
 # Installs Debian packages as root, or by sudo; where neither can be, says what to install.
 #   install_packages WHY PACKAGE…
 install_packages() {
-    local why="$1" as_root=()
+    local why="$1"
     shift
     command -v apt-get >/dev/null || die "$why; install what Debian calls: $*"
-    if ((EUID != 0)); then
-        command -v sudo >/dev/null || die "$why; as root: apt-get install -y $*"
-        as_root=(sudo)
-    fi
+    ((EUID == 0)) || command -v sudo >/dev/null || die "$why; as root: apt-get install -y $*"
     heading "Installing $*: $why"
-    "${as_root[@]}" apt-get update -q
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+    as_root apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
 
 # Makes sure that Rust code can be built here.
