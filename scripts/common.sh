@@ -49,11 +49,16 @@ need_rust() {
 need_cargo_command() {
     local name="$1"
     shift
-    cargo "$name" --version >/dev/null 2>&1 && return
-    heading "Installing cargo-$name"
+    cargo "$name" --version >/dev/null 2>&1 || install_program "cargo-$name" "$@"
+}
+
+# Installs a program from its package.
+#   install_program PACKAGE [OPTION…]
+install_program() {
+    heading "Installing $1"
     # Not optimised, it is built in less than half of the time, and what it does here takes a second either way.
     CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-        cargo install "cargo-$name" --locked "$@"
+        cargo install "$1" --locked "${@:2}"
 }
 
 # Waits until a command succeeds. Fails when DEADLINE seconds are over, or at once when a process is gone.
