@@ -12,19 +12,25 @@ die() {
     exit 1
 }
 
+# Runs a command as root, by sudo if need be.
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
 # Installs Debian packages as root, or by sudo; where neither can be, says what to install.
 #   install_packages WHY PACKAGE…
 install_packages() {
-    local why="$1" as_root=()
+    local why="$1"
     shift
     command -v apt-get >/dev/null || die "$why; install what Debian calls: $*"
-    if ((EUID != 0)); then
-        command -v sudo >/dev/null || die "$why; as root: apt-get install -y $*"
-        as_root=(sudo)
-    fi
+    ((EUID == 0)) || command -v sudo >/dev/null || die "$why; as root: apt-get install -y $*"
     heading "Installing $*: $why"
-    "${as_root[@]}" apt-get update -q
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+    as_root apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
 }
 
 # Makes sure that Rust code can be built here.
@@ -43,11 +49,16 @@ need_rust() {
 need_cargo_command() {
     local name="$1"
     shift
-    cargo "$name" --version >/dev/null 2>&1 && return
-    heading "Installing cargo-$name"
+    cargo "$name" --version >/dev/null 2>&1 || install_program "cargo-$name" "$@"
+}
+
+# Installs a program from its package.
+#   install_program PACKAGE [OPTION…]
+install_program() {
+    heading "Installing $1"
     # Not optimised, it is built in less than half of the time, and what it does here takes a second either way.
     CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-        cargo install "cargo-$name" --locked "$@"
+        cargo install "$1" --locked "${@:2}"
 }
 
 # Waits until a command succeeds. Fails when DEADLINE seconds are over, or at once when a process is gone.

@@ -79,6 +79,9 @@ heading "Tests: ${runner[*]}"
 heading "Documentation's examples: cargo test --doc"
 cargo test --doc --locked 2>&1 | tee -a "$totals"
 
+heading "What a message costs: scripts/budgets.sh"
+scripts/budgets.sh
+
 heading "Hostile input: scripts/fuzz.sh --seconds 5"
 scripts/fuzz.sh --seconds 5
 

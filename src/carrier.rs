@@ -34,7 +34,7 @@ const BATCH_BYTES: usize = 64 * 1024;
 const COPY_BODY: usize = 4096;
 
 /// How much memory is had at once for what is copied. A message that is sent again and again keeps as much.
-const COPIED: usize = 16 * 1024;
+pub(crate) const COPIED: usize = 16 * 1024;
 
 /// The first bytes of a stream do not count against what may be under way: a header is no message.
 const UNCOUNTED: usize = 1024;

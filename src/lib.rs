@@ -27,6 +27,7 @@
 //! | `node` | binds, starts and ends everything | |
 //! | `client` | the library for programs that are clients | |
 //! | `fuzzing` | hostile input for every reader, in tests and for the fuzzer alone | no I/O |
+//! | `hot_paths` | what each message costs, for those alone who count or time that | but for certificates |
 //! | `bench` | measures a relay, Trunkline or another, through its clients | |
 //!
 //! Imports go from the bottom of the table to its top (`link` and `router` alone know each other). `docs/architecture.md` follows a message through the files.
@@ -54,6 +55,9 @@ mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "hot-paths")]
+#[doc(hidden)]
+pub mod hot_paths;
 mod ids;
 mod keyring;
 mod link;

@@ -1,5 +1,8 @@
 //! Legacy clients: the TCP listener, and a session a connection.
 
+#[cfg(feature = "hot-paths")]
+pub(crate) mod bare;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -1,34 +1,35 @@
-//! Two linked nodes as processes of their own, on free ports of this machine, and plain TCP clients of theirs.
+//! Linked nodes as processes of their own, on free ports of this machine, and plain TCP clients of theirs.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// How long anything that is waited for may take.
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Names of the nodes. Nothing is bound to them: nodes and clients are told where to connect.
-const NAMES: [&str; 2] = ["127.0.0.1:1", "127.0.0.1:2"];
+use crate::process::{DEADLINE, Directory, Log, Process};
 
 /// A running node; killed when dropped.
 #[derive(Debug)]
 pub struct Node {
-    child: Child,
-    log: Receiver<String>,
+    process: Process,
     /// Where TCP clients connect.
     pub tcp: SocketAddr,
     /// Where QUIC clients connect.
     pub quic: SocketAddr,
     link: SocketAddr,
+}
+
+/// Nodes, each linked with each other. Their directory goes with them.
+#[derive(Debug)]
+pub struct Mesh {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    dir: Directory,
 }
 
 /// Two nodes, linked. Their directory goes with them.
@@ -41,48 +42,69 @@ pub struct Nodes {
     dir: Directory,
 }
 
-#[derive(Debug)]
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // What is left behind is in the system's temporary directory.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-impl Nodes {
-    /// Starts two nodes of this build, each with these further flags.
-    pub fn start(trunkline: &Path, flags: &[String]) -> anyhow::Result<Self> {
-        let dir = Directory(std::env::temp_dir().join(format!("trunkline-lab-{:016x}", rand::random::<u64>())));
+impl Mesh {
+    /// Starts so many nodes of this build, each with these further flags, and waits until all links are up.
+    ///
+    /// # Errors
+    ///
+    /// When one does not come up in time.
+    pub fn start(trunkline: &Path, count: usize, flags: &[String]) -> anyhow::Result<Self> {
+        // Nothing is bound to the names: nodes and clients are told where to connect.
+        let names: Vec<String> = (1..=count).map(|number| format!("127.0.0.1:{number}")).collect();
+        let dir = Directory::new()?;
         let made = Command::new(trunkline)
             .arg("certs")
             .arg("--certs")
-            .arg(&dir.0)
-            .args(NAMES)
+            .arg(dir.path())
+            .args(&names)
             .stdout(Stdio::null())
             .status()
             .with_context(|| format!("can't run {}", trunkline.display()))?;
         if !made.success() {
             bail!("no certificates: {made}");
         }
-        let [name_a, name_b] = NAMES;
-        let b = Node::start(trunkline, &dir.0, name_b, None, flags)?;
-        let peer = format!("{name_b}={}", b.link);
-        let a = Node::start(trunkline, &dir.0, name_a, Some(&peer), flags)?;
-        a.logged("\"link up\"")?;
-        b.logged("\"link up\"")?;
+        let (mut nodes, mut peers) = (Vec::with_capacity(count), Vec::new());
+        // The last first, so that each dials those behind it.
+        for name in names.iter().rev() {
+            let node = Node::start(trunkline, dir.path(), name, &peers, flags)?;
+            peers.push(format!("{name}={}", node.link));
+            nodes.push(node);
+        }
+        nodes.reverse();
+        for node in &nodes {
+            for _ in 1..count {
+                node.process.logged("\"link up\"")?;
+            }
+        }
+        Ok(Self { nodes, dir })
+    }
+
+    /// Where the certificates are.
+    pub fn certs(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Nodes {
+    /// Starts two nodes of this build, each with these further flags.
+    ///
+    /// # Errors
+    ///
+    /// When one does not come up in time.
+    pub fn start(trunkline: &Path, flags: &[String]) -> anyhow::Result<Self> {
+        let Mesh { nodes, dir } = Mesh::start(trunkline, 2, flags)?;
+        let [a, b] = <[Node; 2]>::try_from(nodes).map_err(|_| anyhow!("not two nodes"))?;
         Ok(Self { a, b, dir })
     }
 
     /// Where the certificates are.
     pub fn certs(&self) -> &Path {
-        &self.dir.0
+        self.dir.path()
     }
 }
 
 impl Node {
-    fn start(trunkline: &Path, certs: &Path, name: &str, peer: Option<&str>, flags: &[String]) -> anyhow::Result<Self> {
+    fn start(trunkline: &Path, certs: &Path, name: &str, peers: &[String], flags: &[String]) -> anyhow::Result<Self> {
         let any = "127.0.0.1:0";
         let mut command = Command::new(trunkline);
         command
@@ -100,46 +122,25 @@ impl Node {
             .args(["--advertise", name])
             .arg("--certs")
             .arg(certs)
+            .args(peers.iter().flat_map(|peer| ["--peer", peer]))
             .args(flags);
-        if let Some(peer) = peer {
-            command.args(["--peer", peer]);
-        }
-        let mut child = command.stderr(Stdio::piped()).spawn()?;
-        let (sender, log) = channel();
-        if let Some(stderr) = child.stderr.take() {
-            std::thread::spawn(move || {
-                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                    // Read on when nobody asks any more, so that the node is never held by its log.
-                    let _ = sender.send(line);
-                }
-            });
-        }
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut node = Self {
-            child,
-            log,
-            tcp: unknown,
-            quic: unknown,
-            link: unknown,
-        };
-        let up: Value = serde_json::from_str(&node.logged("\"node up\"")?)?;
+        let process = Process::start(&mut command, Log::Stderr)?;
+        let up: Value = serde_json::from_str(&process.logged("\"node up\"")?)?;
         let port = |field: &str| -> anyhow::Result<SocketAddr> {
             let text = up.get(field).and_then(Value::as_str).context("no address in the log")?;
             Ok(text.parse()?)
         };
-        (node.tcp, node.quic, node.link) = (port("tcp")?, port("quic")?, port("link")?);
-        Ok(node)
+        Ok(Self {
+            tcp: port("tcp")?,
+            quic: port("quic")?,
+            link: port("link")?,
+            process,
+        })
     }
 
-    /// Waits for a line of the log with this text.
-    fn logged(&self, text: &str) -> anyhow::Result<String> {
-        loop {
-            let line = self.log.recv_timeout(DEADLINE);
-            let line = line.with_context(|| format!("the node does not say {text}"))?;
-            if line.contains(text) {
-                return Ok(line);
-            }
-        }
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Has the node end as on SIGTERM; gives what it has counted, by name.
@@ -148,11 +149,11 @@ impl Node {
     ///
     /// When it does not end in time.
     pub fn stop(&self) -> anyhow::Result<BTreeMap<String, u64>> {
-        let id = i32::try_from(self.child.id()).context("no process id")?;
+        let id = i32::try_from(self.id()).context("no process id")?;
         kill(Pid::from_raw(id), Signal::SIGTERM)?;
         let mut counted = BTreeMap::new();
         loop {
-            let line = self.log.recv_timeout(DEADLINE).context("the node does not end")?;
+            let line = self.process.line()?.context("the node ended without saying so")?;
             if line.contains("\"node down\"") {
                 return Ok(counted);
             }
@@ -169,21 +170,13 @@ impl Node {
 
     /// The most memory that the node has had so far, and what it has now, in bytes.
     pub fn memory(&self) -> anyhow::Result<(u64, u64)> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
         let field = |name: &str| -> anyhow::Result<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             let kib = line.and_then(|line| line.split_whitespace().next());
             Ok(kib.context("no such field in /proc")?.parse::<u64>()? * 1024)
         };
         Ok((field("VmHWM:")?, field("VmRSS:")?))
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // Fail for one that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

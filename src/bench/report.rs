@@ -10,7 +10,7 @@ use plotters::prelude::{
     BLACK, ChartBuilder, Color as _, IntoDrawingArea as _, IntoLogRange as _, LineSeries, PathElement, RGBColor,
     SVGBackend, SeriesLabelPosition, WHITE,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Workload;
 use super::tally::Tally;
@@ -26,7 +26,7 @@ const LAST_ONE_OF: f64 = 10_000.0;
 const SHORTEST: f64 = 0.001;
 
 /// What one run has shown.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Figures {
     /// Where the senders were.
     pub from: String,
@@ -68,7 +68,7 @@ pub struct Figures {
 }
 
 /// Latencies in milliseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of all messages took no longer.
     pub p50: f64,
@@ -83,7 +83,7 @@ pub struct Latency {
 }
 
 /// What a process took.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Process {
     /// Its id.
     pub pid: u32,

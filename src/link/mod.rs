@@ -88,10 +88,10 @@ impl Settle for Link {
 
 /// How messages and frames are written on a link.
 #[derive(Debug)]
-struct LinkCodec {
-    own: NodeName,
-    peer: NodeName,
-    max_message: usize,
+pub(crate) struct LinkCodec {
+    pub(crate) own: NodeName,
+    pub(crate) peer: NodeName,
+    pub(crate) max_message: usize,
 }
 
 impl Codec for LinkCodec {

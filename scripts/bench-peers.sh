@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Compares Trunkline with nats-server and Redis, as Debian has them, on this machine: relays on loopback, on free ports, which
+# take turns. Needs no root, unless they have to be installed. Writes docs/benchmarks.md and its plots.
+#   scripts/bench-peers.sh                 all workloads; some 20 minutes. Nothing else should be at work meanwhile
+#   scripts/bench-peers.sh --only NAME     that workload only (may be given several times); writes nothing without --out
+#   scripts/bench-peers.sh --list          the names of the workloads
+#   scripts/bench-peers.sh --rounds N      how often each relay has its turn (5)
+#   scripts/bench-peers.sh --seconds N     how long to measure at a time (4)
+#   scripts/bench-peers.sh --out DIR       where to write to (docs)
+# TRUNKLINE_BIN=FILE measures another build of it.
+# All traffic stays on loopback, and all processes end with this script.
+# shellcheck disable=SC2317 # some functions are called by traps only
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/common.sh
+source scripts/common.sh
+
+usage() {
+    echo "usage: scripts/bench-peers.sh [--list] [--only NAME]… [--rounds N] [--seconds N] [--out DIR]" >&2
+    exit 64
+}
+
+only=()
+rounds=5
+seconds=4
+out=""
+list=""
+while (($# > 0)); do
+    if [[ "$1" == --list ]]; then
+        list=yes
+        shift
+        continue
+    fi
+    (($# > 1)) || usage
+    case "$1" in
+        --only) only+=(--only "$2") ;;
+        --rounds | --seconds)
+            [[ "$2" =~ ^[1-9][0-9]{0,2}$ ]] || die "$1 is '$2', not a number from 1 to 999"
+            declare "${1#--}=$2"
+            ;;
+        --out) out="$2" ;;
+        *) usage ;;
+    esac
+    shift 2
+done
+((seconds <= 600)) || die "--seconds is '$seconds', more than 600"
+((${#only[@]} > 0)) || out="${out:-docs}"
+
+# Installs a server from the package of its name. A service that the package has started is ended: it was not there before.
+install_server() {
+    install_packages "$1 is missing" "$1"
+    if [[ -d /run/systemd/system ]]; then
+        as_root systemctl disable --now "$1"
+    elif [[ -x "/etc/init.d/$1" ]]; then
+        as_root "/etc/init.d/$1" stop
+    fi
+}
+
+# Debian has nats-server where only root looks.
+PATH="$PATH:/usr/sbin"
+if [[ -z "$list" ]]; then
+    for server in nats-server redis-server; do
+        command -v "$server" >/dev/null || install_server "$server"
+    done
+fi
+need_rust
+
+own_what_runs
+
+heading "Build"
+cargo build --release --locked --workspace
+bin="${CARGO_TARGET_DIR:-target}/release"
+trunkline="${TRUNKLINE_BIN:-$bin/trunkline}"
+if [[ -n "$list" ]]; then
+    heading "Workloads"
+    "$bin/trunkline-lab-peers" --list
+    exit
+fi
+
+heading "Compare"
+# Some twice of what it takes where all is well.
+limit=$((rounds * (600 + 60 * seconds)))
+# Jobs are process groups in this mode.
+set -m
+TMPDIR="$temp" timeout --foreground "$limit" "$bin/trunkline-lab-peers" --trunkline "$trunkline" --rounds "$rounds" \
+    --seconds "$seconds" --table "$temp/table" --plots "$temp/plots" "${only[@]}" </dev/null &
+run_pid=$!
+set +m
+wait "$run_pid" && failed=0 || failed=$?
+run_pid=""
+((failed != 124)) || die "not done within $limit s"
+
+if [[ -n "$out" ]] && ((failed == 0)); then
+    redis="$(redis-server --version | grep -oE 'v=[0-9.]+')"
+    cpu="$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
+    document="docs/benchmarks.md"
+    {
+        sed '/^<!-- figures -->$/q' "$document"
+        printf '\n- Date: %s\n' "$(date -u +%F)"
+        printf -- '- Machine: %s cores, %s\n' "$(nproc)" "${cpu:-$(uname -m)}"
+        printf -- '- Kernel: %s %s, UDP buffers of up to %s bytes (`net.core.rmem_max`)\n' "$(uname -s)" \
+            "$(uname -r | cut -d. -f1-2)" "$(cat /proc/sys/net/core/rmem_max)"
+        printf -- '- Versions: %s, %s, redis-server: %s\n' "$("$trunkline" --version)" "$(nats-server --version)" "${redis#v=}"
+        printf -- '- Rounds: %s, each relay %s s in each\n\n' "$rounds" "$seconds"
+        cat "$temp/table"
+        printf '\n'
+        sed -n '/^<!-- end of figures -->$/,$p' "$document"
+    } >"$temp/document"
+    mkdir -p "$out"
+    cat "$temp/document" >"$out/benchmarks.md"
+    cp "$temp"/plots/*.svg "$out/"
+    heading "Written: $out/benchmarks.md and its plots"
+fi
+exit "$failed"
