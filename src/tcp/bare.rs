@@ -132,7 +132,9 @@ impl BareSession {
         buffer.extend_from_slice(now);
         *bytes = later;
         let (lines, turn, deadline) = (&mut self.lines, &mut self.turn, &mut self.deadline);
-        let followed = self.session.follow_all(lines, turn, deadline, &mut self.last, &node.context);
+        let followed = self
+            .session
+            .follow_all(lines, turn, deadline, &mut self.last, &node.context);
         let followed = done(Box::pin(followed));
         if let Some(buffer) = self.lines.release() {
             node.context.buffers.give_back(buffer);
