@@ -267,7 +267,8 @@ pub(crate) struct ControlStream {
 }
 
 /// How long the end of a message waits for others, if its sender does not wait for it. Each report costs the other node a
-/// wake-up: measured at 5,000 messages a second, where they come one by one, a third of the processor time of both nodes.
+/// wake-up. Measured at 5,000 messages a second, together with fewer acknowledgements and fewer system calls: 0.82 of the
+/// processor time of both nodes.
 const COMPANY: Duration = Duration::from_millis(5);
 
 /// How many unanswered pings are remembered.
