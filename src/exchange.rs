@@ -21,7 +21,7 @@ pub(crate) type Incoming = Result<Message, Code>;
 pub(crate) type Settled<T> = Vec<(T, Outcome)>;
 
 /// So many ends are told at once, whoever waits for them.
-const COMPANY: u64 = 32;
+const MOST_UNTOLD: u64 = 32;
 
 /// More messages than these that wait to be transmitted are a backlog.
 const BACKLOG: u64 = 1024;
@@ -111,16 +111,17 @@ impl<T> Exchange<T> {
         Ok(())
     }
 
-    /// Whether more waits to be transmitted on the present connection than the carrier hands over at once.
+    /// Whether there is a backlog of messages to be transmitted on the present connection.
     fn is_behind(&self) -> bool {
         self.endpoint.lock().sender.backlog() > BACKLOG
     }
 
     /// Waits while there is a backlog, but not for long: who is to give way to it has other things to do, too.
     ///
-    /// What is not read from clients stands in the system's buffers, where it costs least: in the node thousands of messages
-    /// would be touched again long after the processor's caches have lost them. Measured with 16 clients at full speed, an earlier
-    /// form of this, together with headers that are copied into larger pieces of memory: 1.7 times as many messages a second.
+    /// What is not read from clients stands in the system's buffers, where it costs least: in the node thousands of
+    /// messages would be touched again long after the processor's caches have lost them. Measured with 16 clients at full
+    /// speed, an earlier form of this, together with headers that are copied into larger pieces of memory: 1.7 times as
+    /// many messages a second.
     pub(crate) async fn catch_up(&self) {
         if !self.is_behind() {
             return;
@@ -151,7 +152,7 @@ impl<T> Exchange<T> {
                 prompt |= tag.prompt || *outcome != Outcome::Delivered;
             }
         }
-        prompt |= endpoint.receiver.untold() >= COMPANY;
+        prompt |= endpoint.receiver.untold() >= MOST_UNTOLD;
         drop(endpoint);
         if prompt {
             self.control.notify_one();

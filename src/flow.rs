@@ -59,8 +59,8 @@ impl<R> Flow<R> {
         }
     }
 
-    /// Counts a message as under way if it may be sent now, else gives the reply back. One message may go over a limit in bytes, so that no message is too large
-    /// for ever.
+    /// Counts a message as under way if it may be sent now, else gives the reply back. One message may go over a limit in
+    /// bytes, so that no message is too large for ever.
     pub(crate) fn try_start(&mut self, recipient: &Address, size: usize, reply: R) -> Result<Started, R> {
         if self.pending.len() >= self.window.messages || self.bytes >= self.window.bytes {
             return Err(reply);

@@ -46,6 +46,17 @@ pub(crate) struct Tag {
     pub(crate) prompt: bool,
 }
 
+impl Tag {
+    /// A message whose end is to be told at once.
+    pub(crate) fn prompt(number: u64, incarnation: u32) -> Self {
+        Self {
+            number,
+            incarnation,
+            prompt: true,
+        }
+    }
+}
+
 /// Where messages come from: told how each of them ended.
 ///
 /// Never called with a lock held, so it may take its own.

@@ -12,7 +12,7 @@ use crate::outcome::{Code, Outcome};
 use crate::wire::line::{self, Format};
 
 /// A client whose last write had as many bytes has large buffers to write from.
-const BUSY: usize = 4 * 1024;
+const LARGE_WRITE: usize = 4 * 1024;
 
 /// What waits to be written to one client, as the bytes to write.
 ///
@@ -46,8 +46,6 @@ struct Queue {
     message_bytes: usize,
     /// Bytes of lines that are no messages, still in `buffer`.
     notices: usize,
-    /// Nobody may read any more what is written.
-    doubtful: bool,
     state: State,
 }
 
@@ -84,7 +82,7 @@ impl Outbox {
         }
         let was_empty = queue.buffer.is_empty();
         // Who takes little at a time is to hold little.
-        if was_empty && queue.taken >= BUSY && queue.buffer.capacity() == 0 {
+        if was_empty && queue.taken >= LARGE_WRITE && queue.buffer.capacity() == 0 {
             queue.buffer = self.buffers.take();
         }
         let before = queue.buffer.len();
@@ -161,26 +159,17 @@ impl Outbox {
         }
     }
 
-    /// The client has ended its sending side. It may read on, or be gone: what is written to it from now on is not known to
-    /// be delivered.
-    pub(crate) fn doubt(&self) {
-        self.queue.lock().doubtful = true;
-    }
-
     /// For the writer: what it took is written.
     pub(crate) fn give_back(&self, bytes: Vec<u8>) {
         self.buffers.give_back(bytes);
     }
 
-    /// For the writer: that many more bytes were written. Gives the tickets of messages that are out whole, with their ends.
-    pub(crate) fn written(&self, bytes: usize) -> Vec<(Ticket, Outcome)> {
+    /// For the writer: that many more bytes were written, which for a message that is out whole means `outcome`. Gives the
+    /// tickets of those with it.
+    pub(crate) fn written(&self, bytes: usize, outcome: Outcome) -> Vec<(Ticket, Outcome)> {
         let mut queue = self.queue.lock();
         queue.written += bytes as u64;
         let written = queue.written;
-        let outcome = match queue.doubtful {
-            true => Outcome::Unknown(Code::RecipientGone),
-            false => Outcome::Delivered,
-        };
         let whole = queue.messages.partition_point(|&(end, ..)| end <= written);
         let mut tickets = Vec::with_capacity(whole);
         let mut size = 0;
@@ -243,6 +232,8 @@ mod tests {
     use super::*;
     use crate::message::{Settle, Tag};
 
+    const DELIVERED: Outcome = Outcome::Delivered;
+
     struct Nobody;
     impl Settle for Nobody {
         fn settle(&self, _: &[(Tag, Outcome)]) {}
@@ -251,11 +242,7 @@ mod tests {
     fn ticket(number: u64) -> Ticket {
         Ticket {
             origin: Arc::new(Nobody),
-            tag: Tag {
-                number,
-                incarnation: 0,
-                prompt: true,
-            },
+            tag: Tag::prompt(number, 0),
         }
     }
 
@@ -281,11 +268,11 @@ mod tests {
         outbox.push(&message("22"), ticket(2)).unwrap();
         let bytes = outbox.take().await.unwrap();
         assert_eq!(bytes, b"hi\r\nn:1:a say : 1\r\nn:1:a say : 22\r\n");
-        assert!(outbox.written(4).is_empty());
-        assert!(outbox.written(14).is_empty());
-        assert_eq!(numbers(&outbox.written(1)), [1]);
+        assert!(outbox.written(4, DELIVERED).is_empty());
+        assert!(outbox.written(14, DELIVERED).is_empty());
+        assert_eq!(numbers(&outbox.written(1, DELIVERED)), [1]);
         outbox.push(&message("3"), ticket(3)).unwrap();
-        assert!(outbox.written(3).is_empty());
+        assert!(outbox.written(3, DELIVERED).is_empty());
         let ends: Vec<(u64, Outcome)> = outbox
             .close()
             .into_iter()
@@ -299,17 +286,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_to_a_client_that_may_be_gone_is_not_known_to_be_delivered() {
-        let outbox = Outbox::new(10_000, Arc::default());
-        outbox.push(&message("1"), ticket(1)).unwrap();
-        let bytes = outbox.take().await.unwrap();
-        outbox.doubt();
-        let ends = outbox.written(bytes.len());
-        let outcomes: Vec<_> = ends.iter().map(|(_, outcome)| *outcome).collect();
-        assert_eq!(outcomes, [Outcome::Unknown(Code::RecipientGone)]);
-    }
-
-    #[tokio::test]
     async fn the_bound_holds_and_lets_go() {
         let outbox = Outbox::new(2 * MESSAGE_OVERHEAD, Arc::default());
         outbox.push(&message("1"), ticket(1)).unwrap();
@@ -319,7 +295,7 @@ mod tests {
             Code::RecipientFull
         );
         let bytes = outbox.take().await.unwrap();
-        assert_eq!(numbers(&outbox.written(bytes.len())), [1, 2]);
+        assert_eq!(numbers(&outbox.written(bytes.len(), DELIVERED)), [1, 2]);
         outbox.push(&message("3"), ticket(3)).unwrap();
     }
 

@@ -28,6 +28,13 @@ type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddlewa
 /// it later.
 const LOOKS: u32 = 4;
 
+/// What may be sent at once to begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bucket {
+    Full,
+    Empty,
+}
+
 /// What a client has used of its rates.
 #[derive(Debug)]
 struct Meter {
@@ -38,12 +45,17 @@ struct Meter {
 }
 
 impl Meter {
-    /// A full bucket of a second's worth, and of a message of `largest` bytes at least: else that could never pass.
-    fn new(rate: Rate, largest: usize) -> Self {
+    /// A bucket of a second's worth, and of a message of `largest` bytes at least: else that could never pass.
+    fn new(rate: Rate, largest: usize, begins: Bucket) -> Self {
         let largest = u32::try_from(largest).unwrap_or(u32::MAX);
         let limiter = |rate: NonZeroU32, burst: NonZeroU32| {
             let quota = Quota::per_second(rate).allow_burst(burst);
-            RateLimiter::direct_with_clock(quota, MonotonicClock)
+            let limiter = RateLimiter::direct_with_clock(quota, MonotonicClock);
+            if begins == Bucket::Empty {
+                // All of a bucket that is full: this can't fail.
+                let _ = limiter.check_n(burst);
+            }
+            limiter
         };
         Self {
             counted: AtomicBool::new(false),
@@ -51,13 +63,6 @@ impl Meter {
             bytes: rate
                 .bytes
                 .map(|rate| limiter(rate, NonZeroU32::new(largest).map_or(rate, |largest| rate.max(largest)))),
-        }
-    }
-
-    /// Uses up what may be sent at once.
-    fn empty(&self) {
-        for limiter in self.messages.iter().chain(&self.bytes) {
-            while limiter.check().is_ok() {}
         }
     }
 
@@ -111,7 +116,7 @@ impl Restraint {
     ) -> Self {
         Self {
             source,
-            meter: RwLock::new((rate, Meter::new(rate, largest))),
+            meter: RwLock::new((rate, Meter::new(rate, largest, Bucket::Full))),
             largest,
             misses: Arc::clone(misses),
             guesses: Mutex::default(),
@@ -147,10 +152,8 @@ impl Restraint {
     pub(crate) fn renew(&self, rate: Rate) {
         let mut meter = self.meter.write();
         if meter.0 != rate {
-            let new = Meter::new(rate, self.largest);
-            // Else each change would be worth a burst.
-            new.empty();
-            *meter = (rate, new);
+            // Empty, else each change would be worth a burst.
+            *meter = (rate, Meter::new(rate, self.largest, Bucket::Empty));
         }
     }
 
@@ -282,6 +285,16 @@ mod tests {
         // Of three messages two were used, the second of which waits.
         assert!(restraint.passes(0));
         assert!(restraint.passes(0));
+    }
+
+    #[test]
+    fn another_rate_is_worth_no_burst_however_high_it_is() {
+        let restraint = restraint(Rate::default());
+        restraint.renew(Rate {
+            messages: Some(number(5)),
+            bytes: Some(number(u32::MAX)),
+        });
+        assert!(!restraint.passes(1));
     }
 
     #[test]

@@ -152,11 +152,7 @@ mod tests {
                 body: "x".into(),
                 prompt: true,
             };
-            let tag = Tag {
-                number,
-                incarnation: 0,
-                prompt: true,
-            };
+            let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
             assert!(router.route(message, Ticket { origin, tag }).is_ok());
             router.drain();
@@ -184,11 +180,7 @@ mod tests {
                 body: "x".into(),
                 prompt: true,
             };
-            let tag = Tag {
-                number,
-                incarnation: 0,
-                prompt: true,
-            };
+            let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
             assert!(router.route(message, Ticket { origin, tag }).is_ok());
         }
@@ -215,19 +207,11 @@ mod tests {
                 body: "x".into(),
                 prompt: true,
             };
-            let tag = Tag {
-                number,
-                incarnation: 0,
-                prompt: true,
-            };
+            let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
             assert!(router.route(message, Ticket { origin, tag }).is_ok());
         }
-        let refused = Tag {
-            number: 1,
-            incarnation: 0,
-            prompt: true,
-        };
+        let refused = Tag::prompt(1, 0);
         assert_eq!(*ends.0.lock(), [(refused, Outcome::Refused(Code::NodeUnreachable))]);
     }
 }

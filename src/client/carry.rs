@@ -117,11 +117,7 @@ struct ClientHandler<'a> {
 impl Handler<usize> for ClientHandler<'_> {
     fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
         for (number, incoming) in taken.drain(..) {
-            let tag = Tag {
-                number,
-                incarnation,
-                prompt: true,
-            };
+            let tag = Tag::prompt(number, incarnation);
             match incoming {
                 Ok(message) => {
                     let message = Received {

@@ -181,7 +181,7 @@ pub fn legacy_line(line: &[u8]) {
         }
     }
     // The first bytes settle whether it is another protocol.
-    let first = &line[..line.len().min(crate::tcp::STRANGER_BYTES)];
+    let first = &line[..line.len().min(line::STRANGER_BYTES)];
     assert_eq!(line::stranger(line), line::stranger(first));
     if let Some(text) = line::stranger(line) {
         written_error(Code::BadJson, text);

@@ -2,6 +2,7 @@
 
 mod codec;
 mod session;
+mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ use crate::tls::credentials::{Entry, NoGood, Role};
 use crate::tls::identity::IdentityError;
 use crate::tls::peer_client;
 use crate::wire::client::{self as wire, FromClient, FromNode, Resume, Token};
-use session::{Arrival, Sessions, serve};
+use session::serve;
+use sessions::{Arrival, Sessions};
 
 /// How long a last word may take to reach the client before the connection is closed.
 const LAST_WORD: Duration = Duration::from_millis(500);

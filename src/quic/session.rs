@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use dashmap::DashMap;
 use parking_lot::Mutex;
 use quinn::Connection;
 use tokio::sync::Notify;
@@ -16,130 +15,23 @@ use tracing::debug;
 
 use super::LAST_WORD;
 use super::codec::NodeCodec;
+use super::sessions::{Arrival, Place, Sessions, replace};
 use crate::address::{Address, ClientId};
-use crate::carrier::{CONTROL_PRIORITY, Carrier, ControlStream, Ended, Frame, Handler, Heard, Malformed, close};
+use crate::carrier::{CONTROL_PRIORITY, Carrier, Ended, Frame, Handler, Heard, Malformed, close};
 use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::Counter;
-use crate::delivery::{Bounds, RangeSet, Taken};
+use crate::delivery::{Bounds, Taken};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
 use crate::keyring::Permit;
 use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
-use crate::permission::Login;
 use crate::phase::Phase;
 use crate::restraint::Restraint;
 use crate::router::Blocked;
-use crate::tls::credentials::Entry;
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromNode, ResumeOffer, Token, Welcome};
-
-/// A connection that is to serve a session.
-pub(super) struct Arrival {
-    pub(super) connection: Connection,
-    pub(super) control: ControlStream,
-    /// What the client has taken of the node's messages.
-    pub(super) taken: RangeSet,
-    /// What the client may do, if it showed a token.
-    pub(super) login: Option<Box<Login>>,
-    /// Its certificate's place, if it showed one.
-    pub(super) entry: Option<Entry>,
-}
-
-/// Where a connection waits for the session that it is to serve. A later one takes the place of an earlier one, which
-/// its client has given up.
-struct Berth<A> {
-    arrival: Mutex<Option<A>>,
-    /// There is one.
-    came: Notify,
-}
-
-impl<A> Berth<A> {
-    fn new() -> Self {
-        Self {
-            arrival: Mutex::new(None),
-            came: Notify::new(),
-        }
-    }
-
-    /// Puts one in; gives back the one that was still waiting.
-    fn put(&self, arrival: A) -> Option<A> {
-        let earlier = self.arrival.lock().replace(arrival);
-        self.came.notify_one();
-        earlier
-    }
-
-    /// Waits for the next one. Cancel safe.
-    async fn next(&self) -> A {
-        loop {
-            if let Some(arrival) = self.arrival.lock().take() {
-                return arrival;
-            }
-            self.came.notified().await;
-        }
-    }
-}
-
-/// The sessions that can be resumed, by token.
-pub(super) struct Sessions(DashMap<String, Kept>);
-
-/// A session that can be resumed.
-struct Kept {
-    berth: Arc<Berth<Arrival>>,
-    /// The name that its client must have proved, if it has one.
-    name: Option<ClientId>,
-}
-
-impl Sessions {
-    pub(super) fn new() -> Self {
-        Self(DashMap::new())
-    }
-
-    /// A place under a new token.
-    fn open(self: &Arc<Self>, name: Option<ClientId>) -> Place {
-        let place = Place {
-            token: format!("{:032x}", rand::random::<u128>()),
-            berth: Arc::new(Berth::new()),
-            sessions: Arc::clone(self),
-        };
-        let berth = Arc::clone(&place.berth);
-        self.0.insert(place.token.clone(), Kept { berth, name });
-        place
-    }
-
-    /// Hands a connection of the client with this name to the session with this token; gives it back when there is none,
-    /// or it is another client's.
-    pub(super) fn hand_over(&self, token: &str, name: Option<&ClientId>, arrival: Arrival) -> Result<(), Arrival> {
-        let earlier = match self.0.get(token) {
-            // While it is held here: a session that ends takes its berth out first, so that none waits in one that is gone.
-            Some(kept) if kept.name.as_ref() == name => kept.berth.put(arrival),
-            Some(_) | None => return Err(arrival),
-        };
-        if let Some(earlier) = earlier {
-            replace(&earlier.connection);
-        }
-        Ok(())
-    }
-}
-
-/// Closes a connection whose client has come by another one. It is not told that it is done.
-fn replace(connection: &Connection) {
-    connection.close(close::DUPLICATE, b"another connection has taken its place");
-}
-
-/// A session's place among those that can be resumed, until it is dropped.
-struct Place {
-    token: String,
-    berth: Arc<Berth<Arrival>>,
-    sessions: Arc<Sessions>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.sessions.0.remove(&self.token);
-    }
-}
 
 /// A QUIC client.
 struct Session {
@@ -593,11 +485,7 @@ impl SessionHandler<'_> {
         let Some(origin) = session.this.upgrade() else {
             return;
         };
-        let tag = Tag {
-            number: key as u64,
-            incarnation: 0,
-            prompt: true,
-        };
+        let tag = Tag::prompt(key as u64, 0);
         let ticket = Ticket { origin, tag };
         session.restraint.busy();
         let mut waiting = session.waiting.lock();
@@ -627,11 +515,7 @@ impl SessionHandler<'_> {
 impl Handler<Ticket> for SessionHandler<'_> {
     fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
         for (number, incoming) in taken.drain(..) {
-            let tag = Tag {
-                number,
-                incarnation,
-                prompt: true,
-            };
+            let tag = Tag::prompt(number, incarnation);
             match incoming {
                 Ok(_) if self.context.phase.has_reached(Phase::Draining) => {
                     self.session
@@ -680,7 +564,6 @@ mod tests {
     use crate::counters::Counters;
     use crate::keyring::Keyring;
     use crate::misses::Misses;
-    use futures_util::FutureExt;
 
     #[test]
     fn a_session_that_ends_is_not_kept_by_what_waited_for_a_link() {
@@ -701,11 +584,7 @@ mod tests {
             body: "x".into(),
             prompt: true,
         };
-        let tag = Tag {
-            number: 0,
-            incarnation: 0,
-            prompt: true,
-        };
+        let tag = Tag::prompt(0, 0);
         let origin = Arc::<Session>::clone(&session);
         session.waiting.lock().queue.push_back(Waits {
             message,
@@ -716,19 +595,5 @@ mod tests {
         let kept = Arc::downgrade(&session);
         drop(session);
         assert!(kept.upgrade().is_none());
-    }
-
-    #[test]
-    fn of_the_connections_of_a_client_the_last_one_serves() {
-        let berth = Berth::new();
-        assert_eq!(berth.next().now_or_never(), None);
-        assert_eq!(berth.put(1), None);
-        assert_eq!(berth.put(2), Some(1));
-        assert_eq!(berth.next().now_or_never(), Some(2));
-        assert_eq!(berth.next().now_or_never(), None);
-        let mut waiting = std::pin::pin!(berth.next());
-        assert_eq!(waiting.as_mut().now_or_never(), None);
-        assert_eq!(berth.put(3), None);
-        assert_eq!(waiting.now_or_never(), Some(3));
     }
 }

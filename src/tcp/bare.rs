@@ -9,22 +9,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Addressee, Deadline, LineSession};
-use crate::address::{Address, ClientId, NodeName};
+use super::addressee::Addressee;
+use super::deadline::Deadline;
+use super::session::LineSession;
+use crate::address::{ClientId, NodeName};
 use crate::admission::Places;
 use crate::clients::{Admission, ClientContext};
 use crate::config::{ClientRule, Limits};
 use crate::counters::Counters;
-use crate::flow::Flow;
 use crate::keyring::Keyring;
 use crate::message::settle_all;
 use crate::misses::Misses;
-use crate::outbox::Outbox;
+use crate::outcome::Outcome;
 use crate::phase::{Lead, phases};
 use crate::registry::Registration;
 use crate::router::Router;
@@ -89,23 +88,11 @@ pub(crate) struct BareSession {
 }
 
 impl BareSession {
-    /// Lets a client in under this id, as [`serve`](super::serve) does.
+    /// Lets a client in under this id, as a node does.
     pub(crate) fn join(node: &BareNode, id: &ClientId) -> Self {
         let context = &node.context;
         let admission = context.admit(IpAddr::from(Ipv4Addr::LOCALHOST)).unwrap();
-        let session = Arc::new_cyclic(|this| LineSession {
-            address: Address {
-                node: context.router.name().clone(),
-                id: id.clone(),
-            },
-            outbox: Outbox::new(context.limits.outbox_bytes, Arc::clone(&context.buffers)),
-            flow: Mutex::new(Flow::new(context.limits.window())),
-            restraint: admission.restraint(context, None),
-            ended: Notify::new(),
-            replaced: CancellationToken::new(),
-            permit: context.keyring.permit(None),
-            this: this.clone(),
-        });
+        let session = LineSession::new(id.clone(), None, &admission, context);
         let registering = context
             .router
             .registry()
@@ -147,7 +134,7 @@ impl BareSession {
         let outbox = &self.session.outbox;
         let mut written = 0;
         while let Some(Some(bytes)) = outbox.take().now_or_never() {
-            settle_all(outbox.written(bytes.len()));
+            settle_all(outbox.written(bytes.len(), Outcome::Delivered));
             written += bytes.len();
             outbox.give_back(bytes);
         }

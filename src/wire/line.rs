@@ -490,6 +490,10 @@ fn address_into(out: &mut Vec<u8>, address: &Address) {
     out.extend_from_slice(address.id.as_str().as_bytes());
 }
 
+/// After this many bytes it is certain whether a client speaks another protocol: the longest word that tells is
+/// `OPTIONS ` with its space.
+pub(crate) const STRANGER_BYTES: usize = 8;
+
 /// What to tell a client whose first bytes are of another protocol, for an error line with [`Code::BadJson`].
 ///
 /// Such a connection must be closed: otherwise a web page could have a browser send messages, in the body of a

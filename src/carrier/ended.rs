@@ -1,0 +1,138 @@
+//! How a connection ends: the codes on the wire, and why a carrier stopped.
+
+use std::time::Duration;
+
+use quinn::{Connection, ConnectionError, ReadError, VarInt, WriteError};
+
+use super::codec::Malformed;
+use crate::delivery::Violation;
+
+/// Why a connection was closed: the application error codes on the wire.
+pub(crate) mod close {
+    use quinn::VarInt;
+
+    /// Nothing is wrong: one side is done.
+    pub(crate) const DONE: VarInt = VarInt::from_u32(0);
+    /// The other side broke the protocol.
+    pub(crate) const PROTOCOL: VarInt = VarInt::from_u32(1);
+    /// Another connection serves this pair of nodes.
+    pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(2);
+    /// The other side speaks no version that this one does.
+    pub(crate) const VERSION: VarInt = VarInt::from_u32(3);
+    /// Nothing was heard for too long.
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(4);
+    /// There are as many connections as there may be.
+    pub(crate) const BUSY: VarInt = VarInt::from_u32(5);
+    /// The certificate or token does not say what it must, or is no good any more.
+    pub(crate) const IDENTITY: VarInt = VarInt::from_u32(6);
+    /// Another connection of the same client has its id now.
+    pub(crate) const REPLACED: VarInt = VarInt::from_u32(7);
+}
+
+/// Closes a connection whose greeting is broken off, unless it is disarmed. A connection that is merely dropped would
+/// be closed as if its side were done.
+pub(crate) struct BreakOff(Option<Connection>);
+
+impl BreakOff {
+    /// Armed for this connection.
+    pub(crate) fn new(connection: &Connection) -> Self {
+        Self(Some(connection.clone()))
+    }
+
+    /// The greeting has come to its end.
+    pub(crate) fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for BreakOff {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.close(close::DUPLICATE, b"another connection takes its place");
+        }
+    }
+}
+
+/// Closes a connection before its streams are dropped: quinn ends a stream that is dropped as if all had been written,
+/// and the other side would take the beginning of a message for the whole.
+pub(super) struct CloseFirst<'a>(pub(super) &'a Connection);
+
+impl Drop for CloseFirst<'_> {
+    fn drop(&mut self) {
+        self.0.close(close::DONE, b"this side has ended it");
+    }
+}
+
+/// Why a carrier ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// The connection is gone.
+    #[error("{0}")]
+    Lost(#[from] ConnectionError),
+    /// The other side broke the rules of the exchange.
+    #[error("the other side broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// The other side wrote what can't be understood.
+    #[error("the other side broke the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    /// The other side was too slow with a message, whose number can't be passed over.
+    #[error("the other side broke the protocol: the stream of a message did not end in time")]
+    Slow,
+    /// The other side closed or reset a stream that lasts as long as the connection.
+    #[error("the control stream ended")]
+    NoControl,
+    /// Nothing was heard for too long.
+    #[error("nothing was heard for {0:?}")]
+    Silent(Duration),
+}
+
+impl Ended {
+    /// Whether one of the two sides has simply gone, and said so.
+    pub(crate) fn is_farewell(&self) -> bool {
+        match self {
+            Self::Lost(ConnectionError::LocallyClosed) => true,
+            Self::Lost(ConnectionError::ApplicationClosed(closed)) => closed.error_code == close::DONE,
+            _ => false,
+        }
+    }
+
+    /// Whether the connection broke, so that its client may come back by another: neither side has ended the session.
+    pub(crate) fn is_break(&self) -> bool {
+        match self {
+            Self::Lost(ConnectionError::LocallyClosed) => false,
+            Self::Lost(ConnectionError::ApplicationClosed(closed)) => closed.error_code == close::DUPLICATE,
+            Self::Lost(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The code and the reason to close the connection with.
+    pub(super) fn close_code(&self) -> VarInt {
+        match self {
+            Self::Lost(_) => close::DONE,
+            Self::Violation(_) | Self::Malformed(_) | Self::Slow | Self::NoControl => close::PROTOCOL,
+            Self::Silent(_) => close::SILENT,
+        }
+    }
+}
+
+impl From<WriteError> for Ended {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::ConnectionLost(error) => Self::Lost(error),
+            WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::NoControl,
+        }
+    }
+}
+
+impl From<ReadError> for Ended {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::ConnectionLost(error) => Self::Lost(error),
+            ReadError::Reset(_)
+            | ReadError::ClosedStream
+            | ReadError::IllegalOrderedRead
+            | ReadError::ZeroRttRejected => Self::NoControl,
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Drives an exchange over one QUIC connection: a unidirectional stream a message, a control stream for the rest.
+//!
+//! The same code serves a link between two nodes, a node's side of a QUIC client, and the client's own. They differ
+//! in how things are written ([`Codec`]) and in where messages go ([`Handler`]).
+//!
+//! All of it runs in the caller's task, as futures joined together: when the returned future is dropped, nothing goes
+//! on.
+
+mod codec;
+mod ended;
+mod heard;
+mod read;
+
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
+use tokio::time::{interval, sleep_until};
+
+pub(crate) use codec::{Arrived, Codec, Frame, Malformed};
+pub(crate) use ended::{BreakOff, Ended, close};
+pub(crate) use heard::{Heard, Liveness};
+
+use crate::delivery::Taken;
+use crate::exchange::{Exchange, Incoming, Settled};
+use crate::pace::Pace;
+use crate::turn::Turn;
+use ended::CloseFirst;
+use read::{Read, Reading};
+
+/// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are
+/// copied for it.
+const BATCH_MESSAGES: usize = 64;
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Bodies up to this size are copied behind their header; larger ones are handed over as they are.
+const COPY_BODY: usize = 4096;
+
+/// How much memory is had at once for what is copied. A message that is sent again and again keeps as much.
+pub(crate) const COPIED: usize = 16 * 1024;
+
+/// The control stream goes before all others.
+pub(crate) const CONTROL_PRIORITY: i32 = 1;
+
+/// How much of the control stream is read at once.
+const CONTROL_READ: usize = 16 * 1024;
+
+/// Where messages and their ends go.
+pub(crate) trait Handler<T>: Sync {
+    /// Passes on all messages that were taken, in this order.
+    fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>);
+
+    /// Messages that were submitted have ended.
+    fn settled(&self, settled: Settled<T>);
+
+    /// The other side has said goodbye; it will take what was sent, and wants the connection closed.
+    fn goodbye(&self) {}
+
+    /// A frame of a login has come.
+    fn login(&self, _frame: Frame) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    /// What is to be said of logins; asked for after [`Exchange::wake_control`].
+    fn due_of_logins(&self) -> Vec<Frame> {
+        Vec::new()
+    }
+}
+
+/// The control stream, once the two sides have greeted each other.
+#[derive(Debug)]
+pub(crate) struct ControlStream {
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+    /// What was read beyond the greeting.
+    pub(crate) buffer: BytesMut,
+}
+
+/// How long the end of a message waits for others, if its sender does not wait for it. Each report costs the other node a
+/// wake-up. Measured at 5,000 messages a second, together with fewer acknowledgements and fewer system calls: 0.82 of the
+/// processor time of both nodes.
+const GATHERING: Duration = Duration::from_millis(5);
+
+/// One exchange on one connection.
+pub(crate) struct Carrier<'a, T, C, H> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) exchange: &'a Exchange<T>,
+    pub(crate) codec: &'a C,
+    pub(crate) handler: &'a H,
+    /// The most bytes of a message's stream.
+    pub(crate) max_stream: usize,
+    /// What is asked of the other side while it sends a message; `None`: nothing.
+    pub(crate) pace: Option<Pace>,
+    /// How much is taken in before the other tasks come.
+    pub(crate) turn: Turn,
+    /// `None`: QUIC's own idle timeout is enough.
+    pub(crate) liveness: Option<Liveness>,
+    /// When the other side was last heard of.
+    pub(crate) heard: &'a Heard,
+}
+
+/// What comes next of messages.
+enum Next {
+    /// A stream that was waited for is there.
+    Arrived(Result<Arrived, Ended>),
+    /// There is one more stream.
+    Accepted(Result<RecvStream, ConnectionError>),
+}
+
+impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
+    /// Carries until the connection ends, and closes it if it was this side that found a reason to. What was under way
+    /// stays in the exchange.
+    pub(crate) async fn run(&self, control: ControlStream) -> Ended {
+        let ControlStream { send, recv, buffer } = control;
+        // Pongs owed: read by one future, written by another of the same task.
+        let pong = Mutex::new(None);
+        let mut receive_messages = pin!(self.receive_messages());
+        let mut receive_control = pin!(self.receive_control(recv, buffer, &pong));
+        let mut send_messages = pin!(self.send_messages());
+        let mut send_control = pin!(self.send_control(send, &pong));
+        let mut watch = pin!(self.watch());
+        // Behind them, so dropped before them, also when nobody waits for this any more.
+        let _closed_first = CloseFirst(self.connection);
+        let ended = tokio::select! {
+            ended = &mut receive_messages => ended,
+            ended = &mut receive_control => ended,
+            ended = &mut send_messages => ended,
+            ended = &mut send_control => ended,
+            ended = &mut watch => ended,
+        };
+        let (Ok(ended) | Err(ended)) = ended;
+        self.connection.close(ended.close_code(), ended.to_string().as_bytes());
+        ended
+    }
+
+    async fn send_messages(&self) -> Result<Ended, Ended> {
+        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
+        let mut copied = BytesMut::new();
+        loop {
+            self.exchange.transmit_ready().await;
+            loop {
+                let mut bytes = 0;
+                // Without it each message would get memory of its own: what is split off is shared by all that it was split from.
+                if copied.capacity() < COPIED / 4 {
+                    copied = BytesMut::with_capacity(COPIED);
+                }
+                self.exchange.transmit(|number, after, message| {
+                    self.codec.write_header(number, after, message, &mut copied);
+                    let large = (message.body.len() > COPY_BODY).then(|| message.body.clone());
+                    if large.is_none() {
+                        copied.extend_from_slice(&message.body);
+                    }
+                    bytes += copied.len();
+                    batch.push((copied.split().freeze(), large));
+                    batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES
+                });
+                let is_all = batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES;
+                for (head, large) in batch.drain(..) {
+                    let mut stream = self.connection.open_uni().await?;
+                    let mut written = stream.write_chunk(head).await;
+                    if let (Ok(()), Some(body)) = (&written, large) {
+                        written = stream.write_chunk(body).await;
+                    }
+                    match written {
+                        // The message is too large for the other side, which answers it without the rest.
+                        Ok(()) | Err(WriteError::Stopped(_)) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    // Dropped with all written, the stream is finished; to say so before would take the connection's lock
+                    // once more.
+                }
+                if is_all {
+                    // Nothing is kept for a connection on which nothing is sent.
+                    copied = BytesMut::new();
+                    break;
+                }
+                // The connection's own task needs its turn to put them on the wire.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn receive_messages(&self) -> Result<Ended, Ended> {
+        let reading = Reading::default();
+        let mut reads = FuturesUnordered::new();
+        let mut turn = self.turn.clone();
+        let mut taken = Vec::new();
+        // Nothing was taken since the other tasks had their turns, or since there was something to wait for.
+        let mut anew = true;
+        loop {
+            let mut accepting = pin!(self.connection.accept_uni());
+            // In this order: what comes in pieces came first.
+            let ready = match futures_util::poll!(reads.next()) {
+                Poll::Ready(Some(arrived)) => Some(Next::Arrived(arrived)),
+                Poll::Ready(None) | Poll::Pending => match futures_util::poll!(accepting.as_mut()) {
+                    Poll::Ready(accepted) => Some(Next::Accepted(accepted)),
+                    Poll::Pending => None,
+                },
+            };
+            let next = match ready {
+                Some(next) => next,
+                None => {
+                    anew = true;
+                    tokio::select! {
+                        Some(arrived) = reads.next() => Next::Arrived(arrived),
+                        accepted = accepting => Next::Accepted(accepted),
+                    }
+                }
+            };
+            let arrived = match next {
+                Next::Arrived(arrived) => arrived?,
+                Next::Accepted(accepted) => {
+                    let mut read = self.read(accepted?, &reading);
+                    // Most are there whole. To have each of them as a future among the others would cost more than the read.
+                    match futures_util::poll!(&mut read) {
+                        Poll::Ready(arrived) => arrived?,
+                        Poll::Pending => {
+                            reads.push(read);
+                            continue;
+                        }
+                    }
+                }
+            };
+            let Arrived { number, after, message } = arrived;
+            if std::mem::take(&mut anew) {
+                self.heard.touch(Instant::now());
+            }
+            let incarnation = self.exchange.message(number, after, message, &mut taken)?;
+            if !taken.is_empty() {
+                self.handler.taken(incarnation, &mut taken);
+            }
+            anew = turn.item().await;
+        }
+    }
+
+    fn read<'s>(&'s self, stream: RecvStream, reading: &'s Reading) -> Read<'s, C> {
+        // What a sender that keeps to its bounds has under way, and the one message that may go over them.
+        let most = self.exchange.incoming().bytes.saturating_add(self.max_stream);
+        Read::new(stream, self.codec, reading, self.max_stream, most, self.pace)
+    }
+
+    async fn receive_control(
+        &self,
+        mut recv: RecvStream,
+        mut buffer: BytesMut,
+        pong: &Mutex<Option<u64>>,
+    ) -> Result<Ended, Ended> {
+        let mut turn = self.turn.clone();
+        loop {
+            while let Some(frame) = self.codec.read_frame(&mut buffer)? {
+                self.heard.touch(Instant::now());
+                match frame {
+                    Frame::Control(control) => {
+                        let settled = self.exchange.control(control)?;
+                        if !settled.is_empty() {
+                            self.handler.settled(settled);
+                        }
+                    }
+                    Frame::Ping(number) => {
+                        *pong.lock() = Some(number);
+                        self.exchange.wake_control();
+                    }
+                    Frame::Pong(number) => self.heard.ponged(number),
+                    Frame::Goodbye => self.handler.goodbye(),
+                    frame @ (Frame::Login(_) | Frame::Judged(_)) => self.handler.login(frame)?,
+                }
+                turn.item().await;
+            }
+            match recv.read_chunk(CONTROL_READ, true).await? {
+                Some(chunk) => {
+                    buffer.extend_from_slice(&chunk.bytes);
+                    // Lines that mean nothing are passed over and make no frame.
+                    turn.bytes(chunk.bytes.len()).await;
+                }
+                None => return Err(Ended::NoControl),
+            }
+            // The allocation of one long frame is not kept for the life of the connection.
+            if buffer.is_empty() && buffer.capacity() > 4 * CONTROL_READ {
+                buffer = BytesMut::new();
+            }
+        }
+    }
+
+    async fn send_control(&self, mut send: SendStream, pong: &Mutex<Option<u64>>) -> Result<Ended, Ended> {
+        let period = self.liveness.map_or(Duration::from_secs(1), |liveness| liveness.ping);
+        let mut tick = interval(period);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut out = BytesMut::new();
+        let mut pings = 0;
+        // By when what can wait for company is told without it.
+        let mut due: Option<Instant> = None;
+        loop {
+            let eager = tokio::select! {
+                () = self.exchange.control_ready() => false,
+                _ = tick.tick() => true,
+                () = self.exchange.unhurried(), if due.is_none() => {
+                    due = Some(Instant::now() + GATHERING);
+                    continue;
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => false,
+            };
+            due = None;
+            self.exchange.controls(eager, |control| {
+                self.codec.write_frame(&Frame::Control(control), &mut out);
+            });
+            let owed = pong.lock().take();
+            if let Some(number) = owed {
+                self.codec.write_frame(&Frame::Pong(number), &mut out);
+            }
+            if eager && self.liveness.is_some() {
+                pings += 1;
+                self.heard.pinged(Instant::now(), pings);
+                self.codec.write_frame(&Frame::Ping(pings), &mut out);
+            }
+            for frame in self.handler.due_of_logins() {
+                self.codec.write_frame(&frame, &mut out);
+            }
+            if self.exchange.says_goodbye() {
+                self.codec.write_frame(&Frame::Goodbye, &mut out);
+            }
+            if out.has_remaining() {
+                send.write_chunk(out.split().freeze()).await?;
+            }
+        }
+    }
+
+    async fn watch(&self) -> Result<Ended, Ended> {
+        let Some(liveness) = self.liveness else {
+            return Err(Ended::Lost(self.connection.closed().await));
+        };
+        loop {
+            let deadline = self.heard.at() + liveness.silence;
+            if deadline <= Instant::now() {
+                return Err(Ended::Silent(liveness.silence));
+            }
+            tokio::select! {
+                () = sleep_until(deadline.into()) => {}
+                lost = self.connection.closed() => return Err(Ended::Lost(lost)),
+            }
+        }
+    }
+}

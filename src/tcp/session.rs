@@ -1,0 +1,469 @@
+//! A legacy client's session: its lines followed, its messages under way, what is for it.
+
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use smol_str::SmolStr;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::addressee::Addressee;
+use super::deadline::{Deadline, late};
+use super::linger::{LINGER, linger};
+use super::writer;
+use crate::address::{Address, ClientId};
+use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
+use crate::counters::Counter;
+use crate::flow::{Flow, Started};
+use crate::keyring::Permit;
+use crate::link::Link;
+use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
+use crate::outbox::Outbox;
+use crate::outcome::{Code, Outcome};
+use crate::permission::Login;
+use crate::phase::Phase;
+use crate::restraint::Restraint;
+use crate::turn::Turn;
+use crate::wire::framing::Lines;
+use crate::wire::line::{self, Request};
+
+/// Bytes of errors and receipts that may wait for a client before no more is read from it.
+const NOTICES: usize = 64 * 1024;
+
+/// How long what has a client's id may take to make room for it.
+const REGISTERED: Duration = Duration::from_secs(5);
+
+/// What a client is told whose token holds no more.
+const OVER: &str = "your token has expired or is not accepted any more; connect again with a new one";
+
+/// After this silence the system asks a client's host whether the connection is still there, and ends it if not: a host
+/// that vanished would hold its place for ever, as nothing is written to who gets no message.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// The ends of messages with larger bodies are told at once: they are what a client's window is made of.
+const SMALL_BODY: usize = 4096;
+
+/// What a message of a line client is answered with.
+type Reply = Option<SmolStr>;
+
+/// A legacy client.
+pub(super) struct LineSession {
+    address: Address,
+    pub(super) outbox: Outbox,
+    pub(super) flow: Mutex<Flow<Reply>>,
+    restraint: Restraint,
+    /// A message of this client has ended.
+    ended: Notify,
+    /// Another connection is to have its id.
+    replaced: CancellationToken,
+    permit: Permit,
+    this: Weak<Self>,
+}
+
+/// Why nothing more is read from a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// It has ended its sending side.
+    Eof,
+    /// What it sends can't be followed any more.
+    Unfollowable,
+    /// The node is shutting down.
+    Draining,
+    /// Another connection has its id.
+    Replaced,
+    /// What it has shown holds no more.
+    Over,
+    /// The connection broke.
+    Broken,
+}
+
+/// Serves a client that has logged in, or need not. What it wrote behind that stands in `lines`.
+pub(super) async fn serve(
+    mut socket: TcpStream,
+    lines: Lines,
+    login: Option<Login>,
+    context: &ClientContext,
+    admission: &Admission,
+) {
+    // Small lines are to leave at once; batching is done here, not by the kernel.
+    let _ = socket.set_nodelay(true);
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6);
+    let _ = SockRef::from(&socket).set_tcp_keepalive(&keep_alive);
+    let registry = context.router.registry();
+    let id = match &login {
+        Some(login) => login.subject.clone(),
+        None => registry.fresh_id(),
+    };
+    let session = LineSession::new(id.clone(), login.as_ref(), admission, context);
+    session
+        .outbox
+        .push_notice(|out, _| line::write_greeting(out, &session.address));
+    let registering = registry.register(id, Arc::<LineSession>::clone(&session));
+    let Ok(Some(registration)) = timeout(REGISTERED, registering).await else {
+        // What has the id ends at once when it is told to.
+        debug!(client = %session.address, "turned away: its id does not become free");
+        return;
+    };
+
+    let stop = tokio::select! {
+        stop = session.converse(&mut socket, lines, context) => stop,
+        never = session.give_up(context) => never,
+        () = session.replaced.cancelled() => Ok(Stop::Replaced),
+    };
+    drop(registration);
+    settle_all(session.outbox.close());
+    match stop {
+        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced | Stop::Over) => linger(&mut socket).await,
+        Ok(Stop::Eof | Stop::Broken) => {}
+        Err(error) => debug!(client = %session.address, "gone: {error}"),
+    }
+}
+
+impl LineSession {
+    /// A client that is let in under this id, with what its login allows.
+    pub(super) fn new(
+        id: ClientId,
+        login: Option<&Login>,
+        admission: &Admission,
+        context: &ClientContext,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            address: Address {
+                node: context.router.name().clone(),
+                id,
+            },
+            outbox: Outbox::new(context.limits.outbox_bytes, Arc::clone(&context.buffers)),
+            flow: Mutex::new(Flow::new(context.limits.window())),
+            restraint: admission.restraint(context, login),
+            ended: Notify::new(),
+            replaced: CancellationToken::new(),
+            permit: context.keyring.permit(login),
+            this: this.clone(),
+        })
+    }
+
+    /// When the grace of a shutdown is over: tells the senders of what this client has not taken, which it may yet
+    /// take in part. Never ends, so that the client is still told of its own messages.
+    async fn give_up<N>(&self, context: &ClientContext) -> N {
+        context.phase.reached(Phase::GivingUp).await;
+        let abandoned = self.outbox.abandon().into_iter();
+        settle_all(abandoned.map(|ticket| (ticket, Outcome::Unknown(Code::ShuttingDown))));
+        std::future::pending().await
+    }
+
+    /// Reads and writes until one side has had enough. An error is one of writing.
+    async fn converse(&self, socket: &mut TcpStream, lines: Lines, context: &ClientContext) -> io::Result<Stop> {
+        let (reader, writer) = socket.split();
+        let writing = writer::write(writer, &self.outbox, &context.limits, &context.counters);
+        tokio::pin!(writing);
+        let reading = async {
+            let stop = self.read(reader, lines, context).await;
+            if stop != Stop::Broken {
+                self.all_ended().await;
+                self.outbox.finish();
+            }
+            stop
+        };
+        let stop = tokio::select! {
+            // The queue does not end before the reading does, so this is an error.
+            written = &mut writing => return written.map(|()| Stop::Broken),
+            stop = reading => stop,
+            () = context.phase.reached(Phase::Closing) => return Ok(Stop::Draining),
+            () = self.permit.over() => {
+                debug!(client = %self.address, "gone: its token is over");
+                self.error(Code::NotAllowed, OVER);
+                self.outbox.finish();
+                // Told or not, it has to go.
+                let _ = timeout(LINGER, &mut writing).await;
+                return Ok(Stop::Over);
+            }
+        };
+        if stop != Stop::Broken {
+            tokio::select! {
+                written = &mut writing => written?,
+                () = context.phase.reached(Phase::Closing) => {}
+                () = self.permit.over() => return Ok(Stop::Over),
+            }
+        }
+        Ok(stop)
+    }
+
+    /// Reads and follows the client's lines until there are no more or there may be no more.
+    async fn read(&self, mut reader: ReadHalf<'_>, mut lines: Lines, context: &ClientContext) -> Stop {
+        let mut turn = Turn::new();
+        // Who has logged in is none.
+        let mut first = !context.rule.takes_tokens();
+        let mut deadline = Deadline::new(&context.limits);
+        let mut last = Addressee::default();
+        let mut idle = pin!(self.restraint.idle(context.limits.idle));
+        // What came with the login. On the heap, here and below, as what a client that says nothing does not need is not to be
+        // part of its task: that is a kilobyte.
+        let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
+        if let Err(stop) = followed.await {
+            return stop;
+        }
+        loop {
+            if context.phase.has_reached(Phase::Draining) {
+                self.error(Code::ShuttingDown, Code::ShuttingDown.advice());
+                return Stop::Draining;
+            }
+            last.give_way().await;
+            if lines.is_bare() {
+                lines.furnish(context.buffers.take());
+            }
+            // A read that does not fill its buffer has emptied the system's: it is not asked once more.
+            match futures_util::poll!(pin!(reader.read_buf(lines.buffer()))) {
+                Poll::Ready(Ok(0)) => break,
+                Poll::Ready(Ok(read)) => {
+                    turn.bytes(read).await;
+                }
+                Poll::Ready(Err(_)) => return Stop::Broken,
+                Poll::Pending => {
+                    // Nothing is kept for a client that says nothing.
+                    if let Some(buffer) = lines.release() {
+                        context.buffers.give_back(buffer);
+                    }
+                    let due = deadline.due(lines.pending().len());
+                    tokio::select! {
+                        biased;
+                        // Above it is said what follows from it.
+                        () = context.phase.reached(Phase::Draining) => {}
+                        ready = reader.readable() => if ready.is_err() {
+                            return Stop::Broken;
+                        },
+                        late = late(due) => {
+                            context.counters.bump(late.counter);
+                            self.error(Code::ProtocolError, late.text);
+                            return Stop::Unfollowable;
+                        }
+                        () = &mut idle => {
+                            self.error(Code::NotAllowed, "there was no message from you or for you for too long");
+                            return Stop::Unfollowable;
+                        }
+                    }
+                    continue;
+                }
+            }
+            if first {
+                if let Some(text) = line::stranger(lines.pending()) {
+                    context.counters.bump(Counter::EndedStranger);
+                    self.error(Code::BadJson, text);
+                    return Stop::Unfollowable;
+                }
+                first = lines.pending().len() < line::STRANGER_BYTES;
+            }
+            let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
+            match followed.await {
+                Ok(any) => first &= !any,
+                Err(stop) => return stop,
+            }
+        }
+        if let Some(line) = lines.take_rest() {
+            Box::pin(self.restraint.hold(line.len(), &context.phase)).await;
+            Box::pin(self.follow(line, &mut last, context)).await;
+        }
+        Stop::Eof
+    }
+
+    /// Does what all whole lines say. Gives whether there were any.
+    pub(super) async fn follow_all(
+        &self,
+        lines: &mut Lines,
+        turn: &mut Turn,
+        deadline: &mut Deadline,
+        last: &mut Addressee,
+        context: &ClientContext,
+    ) -> Result<bool, Stop> {
+        let mut any = false;
+        loop {
+            match lines.next_line() {
+                Ok(Some(line)) => {
+                    deadline.line_ended();
+                    self.restraint.busy();
+                    if !self.restraint.passes(line.len()) {
+                        self.restraint.hold(line.len(), &context.phase).await;
+                    }
+                    self.follow(line, last, context).await;
+                    // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
+                    self.outbox.notices_below(NOTICES).await;
+                    if turn.item().await {
+                        last.give_way().await;
+                    }
+                }
+                Ok(None) => return Ok(any),
+                Err(too_long) => {
+                    context.counters.bump(Counter::EndedLongLine);
+                    self.error(Code::TooLarge, &too_long.to_string());
+                    return Err(Stop::Unfollowable);
+                }
+            }
+            any = true;
+        }
+    }
+
+    /// Does what one line says. Waits while the client has as much under way as it may.
+    async fn follow(&self, line: &[u8], last: &mut Addressee, context: &ClientContext) {
+        match line::parse(line) {
+            Ok(Request::Send { to, body, id }) => {
+                let reply = id.map(|id| SmolStr::new(&id));
+                if body.len() > context.limits.max_message {
+                    let text = format!(
+                        "the body is over this node's limit of {} bytes",
+                        context.limits.max_message
+                    );
+                    return self.answer(reply, Outcome::Refused(Code::TooLarge), Some(&text));
+                }
+                match last.parse(&to) {
+                    Ok(to) => {
+                        let body = Bytes::copy_from_slice(body.as_bytes());
+                        last.link = self.send(to, body, reply, context).await;
+                    }
+                    Err(error) => {
+                        let text = format!("`to` is not HOST:PORT:ID: {error}");
+                        self.answer(reply, Outcome::Refused(Code::BadAddress), Some(&text));
+                    }
+                }
+            }
+            Ok(Request::Hello { format }) => self.outbox.set_format(format),
+            Ok(Request::Login { token, id }) => {
+                let reply = id.map(|id| SmolStr::new(&id));
+                match self.log_in_again(&token, context).await {
+                    Ok(()) => self.answer(reply, Outcome::Delivered, None),
+                    Err(text) => self.answer(reply, Outcome::Refused(Code::NotAllowed), Some(&text)),
+                }
+            }
+            Err(rejected) => {
+                let reply = rejected.id.map(|id| SmolStr::new(&id));
+                self.answer(reply, Outcome::Refused(rejected.code), Some(&rejected.text));
+            }
+        }
+    }
+
+    /// Shows another token: if it is of the same client, that holds from now on.
+    async fn log_in_again(&self, token: &str, context: &ClientContext) -> Result<(), String> {
+        let login = context.log_in(Ok(token)).await?;
+        if login.subject != self.address.id {
+            return context.log_in(Err(OTHER_SUBJECT)).await.map(|_| ());
+        }
+        self.permit.renew(Some(&login));
+        self.restraint.renew(context.rate(Some(&login)));
+        Ok(())
+    }
+
+    /// Sends a message. Gives the link that it took, if it took one.
+    async fn send(&self, to: Address, body: Bytes, reply: Reply, context: &ClientContext) -> Option<Arc<Link>> {
+        if !self.permit.may_send(&to) {
+            context.counters.bump(Counter::RefusedPermission);
+            self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
+            return None;
+        }
+        let mut message = Message {
+            from: self.address.clone(),
+            to,
+            prompt: reply.is_some() || body.len() > SMALL_BODY,
+            body,
+        };
+        let Started { key, is_scarce } = self.start(&message, reply).await;
+        message.prompt |= is_scarce;
+        let origin = self.this.upgrade()?;
+        let ticket = Ticket {
+            origin,
+            tag: Tag::prompt(key as u64, 0),
+        };
+        context.route(message, ticket).await
+    }
+
+    /// Counts a message as under way; waits while it may not be sent yet.
+    async fn start(&self, message: &Message, mut reply: Reply) -> Started {
+        let mut start = || {
+            let started = self.flow.lock().try_start(&message.to, message.size(), reply.take());
+            started.map_err(|back| reply = back)
+        };
+        if let Ok(started) = start() {
+            return started;
+        }
+        loop {
+            let ended = self.ended.notified();
+            if let Ok(started) = start() {
+                return started;
+            }
+            ended.await;
+        }
+    }
+
+    /// Waits until every message of the client has ended.
+    async fn all_ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.flow.lock().is_idle() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Tells the client how a message ended, if that is to be told: a receipt to one who asked, else an error.
+    fn answer(&self, reply: Reply, outcome: Outcome, text: Option<&str>) {
+        match (reply, outcome.code()) {
+            (Some(id), _) => self
+                .outbox
+                .push_notice(|out, _| line::write_receipt(out, &id, outcome, text)),
+            (None, Some(code)) => {
+                let text = text.unwrap_or_else(|| code.advice());
+                match outcome {
+                    Outcome::Unknown(_) => self.error(code, &format!("it may have been delivered or not: {text}")),
+                    Outcome::Delivered | Outcome::Refused(_) => self.error(code, text),
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn error(&self, code: Code, text: &str) {
+        self.outbox
+            .push_notice(|out, format| line::write_error(out, format, code, text));
+    }
+}
+
+impl Settle for LineSession {
+    fn settle(&self, ends: &[(Tag, Outcome)]) {
+        {
+            let mut flow = self.flow.lock();
+            for &(tag, outcome) in ends {
+                let Ok(key) = usize::try_from(tag.number) else {
+                    continue;
+                };
+                self.restraint.ended(outcome, || flow.recipient(key).cloned());
+                if let Some(reply) = flow.settle(key) {
+                    self.answer(reply, outcome, None);
+                }
+            }
+        }
+        self.ended.notify_waiters();
+    }
+}
+
+impl Recipient for LineSession {
+    fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        if !self.permit.may_receive() {
+            return Err((ticket, Code::NotAllowed));
+        }
+        self.restraint.busy();
+        self.outbox.push(&message, ticket)
+    }
+
+    fn yield_place(&self) {
+        self.replaced.cancel();
+    }
+}
