@@ -1,4 +1,4 @@
-//! Legacy clients: accepts their connections, and has each served by a [session](session).
+//! Legacy clients: accepts their connections, and has each served by a session.
 
 mod addressee;
 #[cfg(feature = "hot-paths")]
