@@ -112,7 +112,7 @@ impl<T> Exchange<T> {
     }
 
     /// Whether there is a backlog of messages to be transmitted on the present connection.
-    fn is_behind(&self) -> bool {
+    pub(crate) fn is_behind(&self) -> bool {
         self.endpoint.lock().sender.backlog() > BACKLOG
     }
 

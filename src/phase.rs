@@ -1,6 +1,9 @@
 //! How far the shutdown of a node has come. Everything that runs looks at this one thing.
 
-use tokio::sync::watch;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio_util::sync::CancellationToken;
 
 /// The phases of a node's life, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,43 +22,63 @@ pub(crate) enum Phase {
     Stopped,
 }
 
+/// How many phases can be waited for: all but the first.
+const COMING: usize = Phase::Stopped as usize;
+
 /// Leads a node through its phases. When it is dropped, all phases are over.
 #[derive(Debug)]
-pub(crate) struct Lead(watch::Sender<Phase>);
+pub(crate) struct Lead(Follow);
 
 /// Follows a node through its phases.
+///
+/// One token a phase, and not one value that changes: what waits for a token is 64 bytes, and each client has several.
 #[derive(Debug, Clone)]
-pub(crate) struct Follow(watch::Receiver<Phase>);
+pub(crate) struct Follow(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    now: AtomicU8,
+    come: [CancellationToken; COMING],
+}
 
 /// The two ends, at [`Phase::Running`].
 pub(crate) fn phases() -> (Lead, Follow) {
-    let (lead, follow) = watch::channel(Phase::Running);
-    (Lead(lead), Follow(follow))
+    let follow = Follow(Arc::new(State {
+        now: AtomicU8::new(Phase::Running as u8),
+        come: Default::default(),
+    }));
+    (Lead(follow.clone()), follow)
 }
 
 impl Lead {
     /// Goes on to a phase. Phases never go back.
     pub(crate) fn enter(&self, phase: Phase) {
-        self.0.send_if_modified(|now| {
-            let later = phase > *now;
-            *now = phase.max(*now);
-            later
-        });
+        let state = &self.0.0;
+        state.now.fetch_max(phase as u8, Ordering::AcqRel);
+        for come in state.come.iter().take(phase as usize) {
+            come.cancel();
+        }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.enter(Phase::Stopped);
     }
 }
 
 impl Follow {
     /// Whether this phase has come, or is over.
     pub(crate) fn has_reached(&self, phase: Phase) -> bool {
-        // An error: the node was dropped.
-        *self.0.borrow() >= phase || self.0.has_changed().is_err()
+        self.0.now.load(Ordering::Acquire) >= phase as u8
     }
 
     /// Waits until this phase has come. Cancel safe.
     pub(crate) async fn reached(&self, phase: Phase) {
-        let mut follow = self.0.clone();
-        // An error: the node was dropped, and all phases with it.
-        let _ = follow.wait_for(|now| *now >= phase).await;
+        // None for the first, which has come.
+        if let Some(come) = (phase as usize).checked_sub(1).and_then(|index| self.0.come.get(index)) {
+            come.cancelled().await;
+        }
     }
 }
 

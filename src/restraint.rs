@@ -215,11 +215,8 @@ impl Restraint {
         self.busy.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until there was no message from the client, nor one for it, for so long. `None`: for ever. Counts it.
-    pub(crate) async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit else {
-            return std::future::pending().await;
-        };
+    /// Waits until there was no message from the client, nor one for it, for so long. Counts it.
+    pub(crate) async fn idle(&self, limit: Duration) {
         let (mut seen, mut quiet) = (self.busy.load(Ordering::Relaxed), 0);
         while quiet < LOOKS {
             sleep(limit / LOOKS).await;
@@ -372,12 +369,11 @@ mod tests {
             Instant::now()
         };
         let idle = async {
-            restraint.idle(Some(limit)).await;
+            restraint.idle(limit).await;
             Instant::now()
         };
         let (busy, idle) = tokio::join!(busy, idle);
         assert!(idle >= busy + limit, "{:?}", idle.saturating_duration_since(busy));
         assert_eq!(count(&restraint, Counter::EndedIdle), 1);
-        assert!(restraint.idle(None).now_or_never().is_none());
     }
 }

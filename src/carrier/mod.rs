@@ -138,7 +138,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     }
 
     async fn send_messages(&self) -> Result<Ended, Ended> {
-        let mut batch = Vec::with_capacity(BATCH_MESSAGES);
+        let mut batch = Vec::new();
         let mut copied = BytesMut::new();
         loop {
             self.exchange.transmit_ready().await;
@@ -176,6 +176,9 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 if is_all {
                     // Nothing is kept for a connection on which nothing is sent.
                     copied = BytesMut::new();
+                    if batch.capacity() > BATCH_MESSAGES / 8 {
+                        batch = Vec::new();
+                    }
                     break;
                 }
                 // The connection's own task needs its turn to put them on the wire.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::OptionFuture;
 use parking_lot::Mutex;
 use quinn::Connection;
 use tokio::sync::Notify;
@@ -296,7 +297,7 @@ impl Session {
                 context.counters.bump(Counter::EndedStalled);
                 Gone::ForGood("it took nothing for too long".to_owned())
             }
-            () = self.restraint.idle(limits.idle) => {
+            Some(()) = OptionFuture::from(limits.idle.map(|limit| Box::pin(self.restraint.idle(limit)))) => {
                 let why = "there was no message from it or for it for too long";
                 connection.close(close::DONE, why.as_bytes());
                 Gone::ForGood(why.to_owned())

@@ -15,6 +15,11 @@ pub(super) struct Addressee {
 }
 
 impl Addressee {
+    /// Whether the link has a backlog.
+    pub(super) fn is_held(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.exchange().is_behind())
+    }
+
     /// Gives way while the link has more to send than it gets away.
     pub(super) async fn give_way(&self) {
         if let Some(link) = &self.link {

@@ -61,11 +61,8 @@ impl Deadline {
     }
 }
 
-/// Waits until a line is late; for ever where none can be.
-pub(super) async fn late(due: Option<Late>) -> Late {
-    let Some(late) = due else {
-        return std::future::pending().await;
-    };
-    sleep_until(late.at.into()).await;
-    late
+/// Waits until a line is late.
+pub(super) async fn late(due: Late) -> Late {
+    sleep_until(due.at.into()).await;
+    due
 }

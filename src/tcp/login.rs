@@ -27,7 +27,7 @@ pub(super) async fn come_in(
     socket: &mut TcpStream,
     login: Option<Place>,
     context: &ClientContext,
-) -> Result<(Lines, Option<Login>), Refusal> {
+) -> Result<(Lines, Option<Box<Login>>), Refusal> {
     let mut lines = Lines::new(context.limits.max_line());
     let Some(_place) = login else {
         return Ok((lines, None));
@@ -49,7 +49,7 @@ pub(super) async fn come_in(
     };
     let login = judged.map_err(|text| Some((Code::NotAllowed, text)))?;
     lines.buffer().extend_from_slice(first.pending());
-    Ok((lines, Some(login)))
+    Ok((lines, Some(Box::new(login))))
 }
 
 /// The token on the first line; in the inner place: what to say of another line.

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::OptionFuture;
 use parking_lot::Mutex;
 use smol_str::SmolStr;
 use socket2::{SockRef, TcpKeepalive};
@@ -92,7 +93,7 @@ pub(super) enum Stop {
 pub(super) async fn serve(
     mut socket: TcpStream,
     lines: Lines,
-    login: Option<Login>,
+    login: Option<Box<Login>>,
     context: &ClientContext,
     admission: &Admission,
 ) {
@@ -105,7 +106,8 @@ pub(super) async fn serve(
         Some(login) => login.subject.clone(),
         None => registry.fresh_id(),
     };
-    let session = LineSession::new(id.clone(), login.as_ref(), admission, context);
+    let session = LineSession::new(id.clone(), login.as_deref(), admission, context);
+    drop(login);
     session
         .outbox
         .push_notice(|out, _| line::write_greeting(out, &session.address));
@@ -206,7 +208,8 @@ impl LineSession {
         let mut first = !context.rule.takes_tokens();
         let mut deadline = Deadline::new(&context.limits);
         let mut last = Addressee::default();
-        let mut idle = pin!(self.restraint.idle(context.limits.idle));
+        let idle = context.limits.idle.map(|limit| Box::pin(self.restraint.idle(limit)));
+        let mut idle = OptionFuture::from(idle);
         // What came with the login. On the heap, here and below, as what a client that says nothing does not need is not to be
         // part of its task: that is a kilobyte.
         let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
@@ -218,7 +221,9 @@ impl LineSession {
                 self.error(Code::ShuttingDown, Code::ShuttingDown.advice());
                 return Stop::Draining;
             }
-            last.give_way().await;
+            if last.is_held() {
+                Box::pin(last.give_way()).await;
+            }
             if lines.is_bare() {
                 lines.furnish(context.buffers.take());
             }
@@ -235,6 +240,7 @@ impl LineSession {
                         context.buffers.give_back(buffer);
                     }
                     let due = deadline.due(lines.pending().len());
+                    let late = OptionFuture::from(due.map(|due| Box::pin(late(due))));
                     tokio::select! {
                         biased;
                         // Above it is said what follows from it.
@@ -242,12 +248,12 @@ impl LineSession {
                         ready = reader.readable() => if ready.is_err() {
                             return Stop::Broken;
                         },
-                        late = late(due) => {
+                        Some(late) = late => {
                             context.counters.bump(late.counter);
                             self.error(Code::ProtocolError, late.text);
                             return Stop::Unfollowable;
                         }
-                        () = &mut idle => {
+                        Some(()) = &mut idle => {
                             self.error(Code::NotAllowed, "there was no message from you or for you for too long");
                             return Stop::Unfollowable;
                         }
