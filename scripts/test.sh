@@ -21,6 +21,10 @@ need_rust
 if ! command -v nc >/dev/null || ! { nc -h 2>&1 || true; } | grep -q OpenBSD || ! command -v telnet >/dev/null; then
     install_packages "OpenBSD's nc or telnet is missing" netcat-openbsd telnet
 fi
+# And to a real Redis. Started by the tests, on ports of their own.
+if ! command -v redis-server >/dev/null; then
+    install_packages "redis-server is missing" redis-server
+fi
 for component in fmt clippy; do
     if ! cargo "$component" --version >/dev/null 2>&1; then
         name="${component/fmt/rustfmt}"

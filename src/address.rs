@@ -61,7 +61,7 @@ impl FromStr for NodeName {
 }
 
 /// `HOST:PORT` as something to bind or to dial: like a node's name, but port 0 is legal and means any free port.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPort(SmolStr);
 
 impl HostPort {

@@ -65,7 +65,11 @@ impl ClientContext {
     pub(crate) fn admit(&self, remote: IpAddr) -> Result<Admission, &'static str> {
         let source = Source::from(remote);
         match self.places.take(source) {
-            Ok(place) => Ok(Admission { source, _place: place }),
+            Ok(place) => Ok(Admission {
+                source,
+                remote,
+                _place: place,
+            }),
             Err(Full::All) => {
                 self.counters.bump(Counter::RefusedClients);
                 Err(FULL)
@@ -117,16 +121,16 @@ impl ClientContext {
         })
     }
 
-    /// Passes a message on; waits while the link it has to take is full. Gives that link.
+    /// Passes a message on; waits while the way it has to take is full. Gives the link that it took, if it took one.
     pub(crate) async fn route(&self, message: Message, ticket: Ticket) -> Option<Arc<Link>> {
         let mut routed = self.router.route(message, ticket);
         loop {
-            let Blocked { message, ticket, link } = match routed {
+            let Blocked { message, ticket, way } = match routed {
                 Ok(taken) => return taken,
                 Err(blocked) => blocked,
             };
             // The waiting begins before the next try, so no room that comes in between is missed.
-            let room = link.exchange().room();
+            let room = way.room();
             routed = self.router.route(message, ticket);
             if routed.is_err() {
                 room.await;
@@ -141,10 +145,16 @@ pub(crate) const FULL: &str = "this node has as many clients as it may; try agai
 /// A client's place among those connected; dropping it frees the place.
 pub(crate) struct Admission {
     source: Source,
+    remote: IpAddr,
     _place: Place,
 }
 
 impl Admission {
+    /// The address that the client came from.
+    pub(crate) fn remote(&self) -> IpAddr {
+        self.remote
+    }
+
     /// What a client is held to that was let in by this token, if by one.
     pub(crate) fn restraint(&self, context: &ClientContext, login: Option<&Login>) -> Restraint {
         let (rate, largest) = (context.rate(login), context.limits.max_line());

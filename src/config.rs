@@ -11,6 +11,7 @@ use crate::delivery::Bounds;
 use crate::flow::Window;
 use crate::network::Network;
 use crate::pace::Pace;
+pub use crate::redis::{RedisUrl, UrlError};
 
 /// The port that clients know nodes by where none is given.
 pub const DEFAULT_PORT: u16 = 1215;
@@ -34,6 +35,11 @@ pub struct Config {
     pub advertise: Option<NodeName>,
     /// Nodes to link to. Nodes that dial this one need not be named.
     pub peers: Vec<Peer>,
+    /// Redis, or Valkey, by which nodes find each other, and by which links go where there is no way straight.
+    pub redis: Option<Redis>,
+    /// Legacy servers whose clients can be written to, and can write to clients here. Each is known by its name, where
+    /// its TCP port is, too; and trusted by the IP addresses that its host stands for.
+    pub legacy_nodes: Vec<NodeName>,
     /// The only nodes that links are had with, beside `peers`. Empty: all that have a certificate of the cluster.
     pub allowed_nodes: Vec<NodeName>,
     /// What lets a client in.
@@ -61,6 +67,8 @@ impl Default for Config {
             link: None,
             advertise: None,
             peers: Vec::new(),
+            redis: None,
+            legacy_nodes: Vec::new(),
             allowed_nodes: Vec::new(),
             clients: ClientRule::default(),
             insecure_open: false,
@@ -75,6 +83,19 @@ impl Default for Config {
 /// Where clients connect where nothing is said.
 pub(crate) fn default_listen() -> HostPort {
     std::net::SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)).into()
+}
+
+/// How Redis is reached: one server, or a cluster.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// Where to look first, one or more; the servers of a cluster are found from there.
+    pub urls: Vec<RedisUrl>,
+    /// What the names of all channels and keys begin with: up to 64 letters, digits, `.`, `_`, `-`. The same at all nodes.
+    pub prefix: String,
+    /// The authorities of its certificates, a file in PEM, for `rediss://`. `None`: those of the system.
+    pub ca: Option<PathBuf>,
+    /// Whether `redis://` may lead to other machines.
+    pub plaintext: bool,
 }
 
 /// Another node to link to: `NAME[=LINK_HOST:PORT]`.
@@ -216,7 +237,8 @@ impl fmt::Display for Congestion {
 ///
 /// - for each client, `outbox_bytes` on the way to it, and from it `client_bytes` under way; of a legacy client one line
 ///   and 64 KiB that are being read, of a QUIC client `client_bytes` in streams that have not ended;
-/// - for each link, `link_bytes` out, and as much in.
+/// - for each link, `link_bytes` out, and as much in;
+/// - for each legacy server, `link_bytes` out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// The longest body in bytes. A legacy client's line may have 1,024 bytes more, for the rest of the JSON. 1 MiB:
@@ -269,13 +291,14 @@ pub struct Limits {
     pub client_bytes: usize,
     /// Messages that one client may have under way in all. 8,192: what `client_bytes` is worth in small messages.
     pub client_messages: usize,
-    /// Bytes that may be under way on one link, or wait for it, before senders are held. 64 MiB: a minute of 2,000
-    /// small messages a second.
+    /// Bytes that may be under way on one link, or to one legacy server, or wait for it, before senders are held. 64
+    /// MiB: a minute of 2,000 small messages a second.
     pub link_bytes: usize,
     /// Messages likewise. 262,144: what `link_bytes` is worth in messages without a body.
     pub link_messages: usize,
-    /// How long a message waits for a node that can't be reached before it ends as `node-unreachable`. 90 s: longer
-    /// than a reboot of most machines.
+    /// How long a message waits for a node that can't be reached before it ends as `node-unreachable`; for a legacy
+    /// server, how long it waits for its turn, or for the message before it in its conversation. 90 s: longer than a
+    /// reboot of most machines.
     pub link_wait: Duration,
     /// How long a QUIC client whose connection broke may take to come back to its session. 30 s: a change of network,
     /// not a night's sleep.

@@ -71,6 +71,12 @@ counters! {
     LinkHandshakesLate = "link-handshakes-late",
     /// Connections to the link port that broke, or showed no certificate of a node that is welcome.
     LinkHandshakesFailed = "link-handshakes-failed",
+    /// Packets that came by the bus and were not made by the node that they should be from, or were altered.
+    BusForged = "bus-forged",
+    /// Packets that came by the bus a second time.
+    BusReplayed = "bus-replayed",
+    /// Packets that came by the bus for a session that there is none of, or no more.
+    BusStray = "bus-stray",
     /// TCP clients that had no line within `--first-line`.
     EndedFirstLine = "ended-first-line",
     /// Clients without a message, from them or to them, for `--idle`.
@@ -99,6 +105,13 @@ counters! {
     Misses = "misses",
     /// Times that a client was held because of `--miss-rate`.
     HeldMisses = "held-misses",
+    /// Messages refused because a legacy server could not be reached, or had no turn for them in time.
+    RefusedLegacy = "refused-legacy",
+    /// Messages of legacy servers refused because they were for a client of another node.
+    RefusedHop = "refused-hop",
+    /// Messages that may not have come to a legacy server: the connection broke while they were written, or was too
+    /// slow.
+    UnknownLegacy = "unknown-legacy",
 }
 
 /// The counters of a node. Counting is one addition without a lock.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::timeout_at;
 
 use crate::delivery::{Bounds, Control, Endpoint, RangeSet, Taken, Violation};
@@ -138,7 +139,7 @@ impl<T> Exchange<T> {
 
     /// Waits until there may be room. The waiting starts at this call, before the future is polled, so: call, try once
     /// more, then await.
-    pub(crate) fn room(&self) -> impl Future<Output = ()> + Send + '_ {
+    pub(crate) fn room(&self) -> Notified<'_> {
         self.room.notified()
     }
 

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! client line ─ tcp | quic ─ router ┬─ outbox ─ tcp | quic ─ client line
-//!                                   └─ link ─ carrier ─▶ QUIC ─▶ carrier ─ link ─ router ─ outbox ─ …
+//!                                   ├─ link ─ carrier ─▶ QUIC ─▶ carrier ─ link ─ router ─ outbox ─ …
+//!                                   └─ legacy ─▶ TCP ─▶ a legacy server
 //! ```
 //!
 //! | file | what it is | pure |
@@ -21,7 +22,10 @@
 //! | `descriptors` `udp` | the limit of open files; sockets for QUIC | |
 //! | `permission` | what a client may do, the tokens that say so, and the files of their keys | but for the files |
 //! | `keyring` | those keys kept up to date, and who was let in by them | |
-//! | `carrier` | drives an exchange over a QUIC connection | |
+//! | `redis` | what nodes say to each other through Redis, one server or a cluster | |
+//! | `sealed` | sessions between two nodes over that, which nobody else can read or make | but for its hub |
+//! | `carrier` | drives an exchange over a QUIC connection, or over such a session | |
+//! | `legacy` | what waits for a legacy server, and how it is handed over | its `queue` |
 //! | `link` `router` | what is kept about another node, and its tasks; where a message goes | no I/O in the latter |
 //! | `clients` `tcp` `quic` | sessions of clients | |
 //! | `node` | binds, starts and ends everything | |
@@ -60,6 +64,7 @@ pub mod fuzzing;
 pub mod hot_paths;
 mod ids;
 mod keyring;
+mod legacy;
 mod link;
 mod message;
 mod misses;
@@ -71,9 +76,11 @@ mod pace;
 pub mod permission;
 mod phase;
 mod quic;
+mod redis;
 mod registry;
 mod restraint;
 mod router;
+mod sealed;
 mod tcp;
 mod tls;
 mod turn;

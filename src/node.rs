@@ -4,11 +4,12 @@
 //! its shutdown (`phase.rs`). So after [`Node::shutdown`] nothing of the node runs on, and its ports are free.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +22,9 @@ use crate::clients::ClientContext;
 use crate::config::{ClientRule, Config, LINK_PORT_OFFSET, Limits, default_listen};
 use crate::counters::{Counters, changes};
 use crate::keyring::Keyring;
+use crate::legacy::LegacyNode;
+use crate::legacy::deliver::{self, LegacyContext};
+use crate::link::discovery;
 use crate::link::listener::{ensure_link, listen};
 use crate::link::supervisor::LinkContext;
 use crate::message::settle_all;
@@ -28,10 +32,14 @@ use crate::misses::Misses;
 use crate::network::is_loopback;
 use crate::outcome::Code;
 use crate::phase::{Follow, Lead, Phase, phases};
+use crate::redis::{Bus, Event, RedisConfig};
 use crate::router::Router;
+use crate::sealed::handshake::Party;
+use crate::sealed::hub::Hub;
 use crate::tls::credentials::Credentials;
 use crate::tls::{CLIENT_ALPN, ClientCertificates, LINK_ALPN, NodeTls};
-use crate::{descriptors, endpoint, quic, tcp};
+use crate::wire::link::MAX_FRAME;
+use crate::{descriptors, endpoint, legacy, quic, tcp};
 
 /// How long the last words (answers, goodbyes) may take once everything has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -132,6 +140,7 @@ impl Node {
             let text = format!("--peer {} is this node itself: name others only", peer.name);
             return Err(StartError::Config(text));
         }
+        check_legacy(&name, &config)?;
         let certificates = match config.clients {
             ClientRule::Open | ClientRule::Token => ClientCertificates::Unasked,
             ClientRule::Certificate => ClientCertificates::Required,
@@ -195,19 +204,58 @@ impl Node {
         .map_err(|error| unusable(&at_link, "--link", error))?;
 
         let descriptors = match tcp_listener {
-            Some(_) => descriptors::claim(limits.max_clients, tcp::TURNED_AWAY),
+            Some(_) => {
+                let handovers = legacy::MOST_AT_ONCE.saturating_mul(config.legacy_nodes.len());
+                descriptors::claim(limits.max_clients, tcp::TURNED_AWAY.saturating_add(handovers))
+            }
             None => 0,
         };
         let counters = Arc::new(Counters::new());
-        let router = Arc::new(Router::new(name.clone()));
+        let own = Party {
+            name: name.clone(),
+            epoch: rand::random(),
+        };
+        let epoch = own.epoch;
+        let (hub, openings) = match config.redis {
+            Some(redis) => {
+                let redis = RedisConfig {
+                    seeds: redis.urls,
+                    prefix: redis.prefix,
+                    ca: redis.ca,
+                    plaintext_allowed: redis.plaintext,
+                    max_payload: limits.max_message + BESIDE_MESSAGE,
+                };
+                let (bus, events) = start_bus(&redis, &name, tracker, &phase).await?;
+                let (hub, openings) = Hub::new(bus, own, redis, Arc::clone(&counters));
+                tracker.spawn(Arc::clone(&hub).run(events));
+                (Some(hub), Some(openings))
+            }
+            None => (None, None),
+        };
+        let servers = config.legacy_nodes.iter();
+        let servers = servers.map(|server| LegacyNode::new(server.clone(), limits.link()));
+        let router = Arc::new(Router::new(name.clone()).beside(servers));
+        let handovers = Arc::new(LegacyContext {
+            own: name.clone(),
+            limits: limits.clone(),
+            counters: Arc::clone(&counters),
+            phase: phase.clone(),
+        });
+        for server in router.legacy() {
+            tracker.spawn(deliver::run(Arc::clone(server), Arc::clone(&handovers)));
+            if server.name().host().parse::<IpAddr>().is_err() {
+                tracker.spawn(deliver::keep_looked_up(Arc::clone(server), Arc::clone(&handovers)));
+            }
+        }
         let links = Arc::new(LinkContext {
+            hub: hub.clone(),
             router: Arc::clone(&router),
             endpoint: link_endpoint.clone(),
             credentials: Arc::clone(&credentials),
             cluster: tls.cluster().to_owned(),
             allowed,
             congestion: config.congestion,
-            epoch: rand::random(),
+            epoch,
             limits: limits.clone(),
             counters: Arc::clone(&counters),
             phase: phase.clone(),
@@ -232,6 +280,15 @@ impl Node {
         });
         for peer in config.peers {
             ensure_link(&links, tracker, &peer.name, Some(peer.link));
+        }
+        if let (Some(hub), Some(openings)) = (hub, openings) {
+            tracker.spawn(discovery::answer(
+                Arc::clone(&hub),
+                openings,
+                Arc::clone(&links),
+                tracker.clone(),
+            ));
+            tracker.spawn(discovery::discover(hub, Arc::clone(&links), tracker.clone()));
         }
         let renew = {
             let (quic_endpoint, link_endpoint) = (quic_endpoint.clone(), link_endpoint.clone());
@@ -344,7 +401,11 @@ impl Node {
         tasks.phase.enter(Phase::Draining);
 
         let deadline = Instant::now() + grace;
-        let all_ended = || router.registry().len() == 0 && router.links().iter().all(|link| link.exchange().is_idle());
+        let all_ended = || {
+            router.registry().len() == 0
+                && router.links().iter().all(|link| link.exchange().is_idle())
+                && router.legacy().all(|server| server.is_idle())
+        };
         while !all_ended() && Instant::now() < deadline {
             sleep(DRAIN_LOOK).await;
         }
@@ -354,6 +415,9 @@ impl Node {
             router.give_up();
             for link in router.links() {
                 settle_all(link.exchange().give_up(Code::ShuttingDown));
+            }
+            for server in router.legacy() {
+                settle_all(server.give_up(Code::ShuttingDown));
             }
             tasks.phase.enter(Phase::GivingUp);
             // Answers that this made get their chance to be written.
@@ -395,6 +459,46 @@ impl Node {
         info!(%name, in_time, "node down");
         in_time
     }
+}
+
+/// The most bytes that come over a bus beside one message: what is said of all that is under way, and a packet of messages.
+const BESIDE_MESSAGE: usize = 2 * MAX_FRAME;
+
+/// Starts what carries messages through Redis. A Redis that is away is waited for by the bus itself, and no reason not
+/// to start; one that will not have this node is.
+async fn start_bus(
+    redis: &RedisConfig,
+    name: &NodeName,
+    tracker: &TaskTracker,
+    phase: &Follow,
+) -> Result<(Bus, mpsc::Receiver<Event>), StartError> {
+    redis.check().map_err(|error| StartError::Config(error.to_string()))?;
+    let (bus, events) = Bus::start(redis.clone(), &redis.channel(name), tracker, phase)
+        .map_err(|error| StartError::Config(error.to_string()))?;
+    match bus.started().await {
+        Err(error) if error.needs_attention() => return Err(StartError::Config(error.to_string())),
+        Err(error) => warn!(%name, "Redis is not to be reached yet, and is tried again: {error}"),
+        Ok(()) => {}
+    }
+    Ok((bus, events))
+}
+
+/// What is wrong with the legacy servers of the configuration, if anything is.
+fn check_legacy(own: &NodeName, config: &Config) -> Result<(), StartError> {
+    for server in &config.legacy_nodes {
+        if server == own {
+            let text = format!("--legacy-node {server} is this node itself: name others only");
+            return Err(StartError::Config(text));
+        }
+        if config.peers.iter().any(|peer| peer.name == *server) {
+            let text = format!(
+                "{server} is named by --peer and by --legacy-node: leave out --peer if it speaks the legacy protocol \
+                 alone, --legacy-node if it is a Trunkline node"
+            );
+            return Err(StartError::Config(text));
+        }
+    }
+    Ok(())
 }
 
 /// The only nodes there may be links to, if that is limited.

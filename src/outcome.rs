@@ -18,7 +18,7 @@ pub enum Code {
     UnknownCmd,
     /// The line, the header or the body is over the node's limit.
     TooLarge,
-    /// The address names a node that this node has no link to.
+    /// The address names a node that this node has no link to, and no legacy server that it knows of.
     NoSuchNode,
     /// The node has no client with that id.
     NoSuchClient,
@@ -42,11 +42,13 @@ pub enum Code {
     ProtocolError,
     /// The session that a client comes back to is no more.
     SessionGone,
+    /// The message was handed to a legacy server, which does not say what becomes of it.
+    Unconfirmed,
 }
 
 impl Code {
     /// Every code there is.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadJson,
         Self::BadAddress,
         Self::UnknownCmd,
@@ -63,6 +65,7 @@ impl Code {
         Self::UnsupportedVersion,
         Self::ProtocolError,
         Self::SessionGone,
+        Self::Unconfirmed,
     ];
 
     /// The code as clients see it.
@@ -84,6 +87,7 @@ impl Code {
             Self::UnsupportedVersion => "unsupported-version",
             Self::ProtocolError => "protocol-error",
             Self::SessionGone => "session-gone",
+            Self::Unconfirmed => "unconfirmed",
         }
     }
 
@@ -106,6 +110,7 @@ impl Code {
             Self::UnsupportedVersion => 14,
             Self::ProtocolError => 15,
             Self::SessionGone => 16,
+            Self::Unconfirmed => 17,
         }
     }
 
@@ -135,6 +140,7 @@ impl Code {
             Self::UnsupportedVersion => "this version of the protocol is not spoken here; update the older side",
             Self::ProtocolError => "what was sent does not follow the protocol; see docs/protocol.md",
             Self::SessionGone => "the session to come back to is no more; connect as a new client",
+            Self::Unconfirmed => "it was handed to a legacy server, which gives no receipts; ask the recipient",
         }
     }
 }
@@ -169,7 +175,7 @@ pub enum Outcome {
     Delivered,
     /// The recipient did not see it and will not.
     Refused(Code),
-    /// The recipient may have seen it or not: the one who would know is gone.
+    /// The recipient may have seen it or not: the one who would know is gone, or does not tell.
     Unknown(Code),
 }
 

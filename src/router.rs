@@ -1,44 +1,81 @@
-//! Where a message goes: to a client here, to the link of another node, or back to its sender with a refusal.
+//! Where a message goes: to a client here, to the link of another node, to a legacy server, or back to its sender with
+//! a refusal.
 //!
-//! One hop, no loops: what comes from a link goes to a client here or nowhere.
+//! One hop, no loops: what comes from a link or a legacy server goes to a client here or nowhere.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
+use tokio::sync::futures::Notified;
 
 use crate::address::NodeName;
+use crate::legacy::LegacyNode;
 use crate::link::Link;
 use crate::message::{Message, Ticket};
 use crate::outcome::{Code, Outcome};
 use crate::registry::Registry;
 
-/// What a node knows of where clients are: its own, and the nodes it is linked to.
+/// What a node knows of where clients are: its own, the nodes it is linked to, and legacy servers.
 pub(crate) struct Router {
     name: NodeName,
     registry: Arc<Registry>,
     links: DashMap<NodeName, Arc<Link>, RandomState>,
+    legacy: HashMap<NodeName, Arc<LegacyNode>, RandomState>,
     draining: AtomicBool,
     giving_up: AtomicBool,
 }
 
-/// A message that has to wait for room on a link.
+/// What leads to the clients of another node.
+#[derive(Debug)]
+pub(crate) enum Way {
+    Link(Arc<Link>),
+    Legacy(Arc<LegacyNode>),
+}
+
+impl Way {
+    /// Waits until there may be room. The waiting starts at this call, before the future is polled, so: call, try once
+    /// more, then await.
+    pub(crate) fn room(&self) -> Notified<'_> {
+        match self {
+            Self::Link(link) => link.exchange().room(),
+            Self::Legacy(server) => server.room(),
+        }
+    }
+}
+
+/// A message that has to wait for room on its way.
 #[derive(Debug)]
 pub(crate) struct Blocked {
     pub(crate) message: Message,
     pub(crate) ticket: Ticket,
-    pub(crate) link: Arc<Link>,
+    pub(crate) way: Way,
 }
 
 impl Router {
+    /// A node of this name, without clients and links.
     pub(crate) fn new(name: NodeName) -> Self {
         Self {
             name,
             registry: Arc::new(Registry::new()),
             links: DashMap::default(),
+            legacy: HashMap::default(),
             draining: AtomicBool::new(false),
             giving_up: AtomicBool::new(false),
+        }
+    }
+
+    /// The same beside these legacy servers.
+    pub(crate) fn beside(self, servers: impl IntoIterator<Item = LegacyNode>) -> Self {
+        let servers = servers.into_iter();
+        Self {
+            legacy: servers
+                .map(|server| (server.name().clone(), Arc::new(server)))
+                .collect(),
+            ..self
         }
     }
 
@@ -67,6 +104,22 @@ impl Router {
         self.links.iter().map(|link| Arc::clone(&link)).collect()
     }
 
+    /// Every legacy server there is.
+    pub(crate) fn legacy(&self) -> impl Iterator<Item = &Arc<LegacyNode>> {
+        self.legacy.values()
+    }
+
+    /// Whether there may be a legacy server at this address.
+    pub(crate) fn has_legacy_at(&self, ip: IpAddr) -> bool {
+        !self.legacy.is_empty() && self.legacy().any(|server| server.is_at(ip))
+    }
+
+    /// Whether a connection from this address speaks for the clients of this node: it is a legacy server that is there.
+    /// Once there was a link to a node of that name, which takes a certificate, an address proves nothing any more.
+    pub(crate) fn speaks_for(&self, ip: IpAddr, node: &NodeName) -> bool {
+        self.legacy.get(node).is_some_and(|server| server.is_at(ip)) && !self.links.contains_key(node)
+    }
+
     /// From now on messages of other nodes are refused: their recipients are about to be gone.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
@@ -88,16 +141,37 @@ impl Router {
             return Ok(None);
         }
         let Some(link) = self.link(&message.to.node) else {
-            ticket.settle(Outcome::Refused(Code::NoSuchNode));
-            return Ok(None);
+            return self.route_to_legacy(message, ticket).map(|()| None);
         };
         match link.submit(message, ticket) {
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
-            Err((message, ticket)) => return Err(Blocked { message, ticket, link }),
+            Err((message, ticket)) => {
+                let way = Way::Link(link);
+                return Err(Blocked { message, ticket, way });
+            }
             Ok(()) => return Ok(Some(link)),
         }
         Ok(None)
+    }
+
+    /// Passes on a message for a node without a link.
+    fn route_to_legacy(&self, message: Message, ticket: Ticket) -> Result<(), Blocked> {
+        let Some(server) = self.legacy.get(&message.to.node) else {
+            ticket.settle(Outcome::Refused(Code::NoSuchNode));
+            return Ok(());
+        };
+        let Err((message, ticket)) = server.submit(message, ticket) else {
+            return Ok(());
+        };
+        match server.refusal() {
+            Some(code) => ticket.settle(Outcome::Refused(code)),
+            None => {
+                let way = Way::Legacy(Arc::clone(server));
+                return Err(Blocked { message, ticket, way });
+            }
+        }
+        Ok(())
     }
 
     /// Passes on a message of a client of another node.
@@ -187,6 +261,66 @@ mod tests {
         let outcomes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
         assert_eq!(outcomes, [Outcome::Refused(Code::ShuttingDown); 2]);
         assert!(link.exchange().is_idle());
+    }
+
+    #[test]
+    fn an_address_speaks_for_the_legacy_servers_that_are_there_and_have_no_link() {
+        let own: NodeName = "n:1".parse().unwrap();
+        let bounds = Bounds {
+            messages: 1,
+            bytes: 1000,
+        };
+        let names = ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.2:1"].map(|name| name.parse::<NodeName>().unwrap());
+        let router = Router::new(own.clone()).beside(names.clone().map(|name| LegacyNode::new(name, bounds)));
+        let (here, there, elsewhere) = (
+            "10.0.0.1".parse().unwrap(),
+            "10.0.0.2".parse().unwrap(),
+            "10.0.0.3".parse().unwrap(),
+        );
+        let speaks = |ip| names.clone().map(|name| router.speaks_for(ip, &name));
+        assert_eq!(speaks(here), [true, true, false]);
+        assert_eq!(speaks(there), [false, false, true]);
+        assert_eq!(speaks(elsewhere), [false; 3]);
+        assert!(!router.speaks_for(here, &own) && !router.speaks_for(here, &"10.0.0.1:3".parse().unwrap()));
+        assert!(router.has_legacy_at(here) && !router.has_legacy_at(elsewhere));
+        router.link_or_insert(&names[0], || Link::new(&own, names[0].clone(), bounds).0);
+        assert_eq!(speaks(here), [false, true, false]);
+    }
+
+    #[test]
+    fn who_writes_to_a_legacy_server_waits_for_room_and_not_for_one_that_is_gone() {
+        let bounds = Bounds {
+            messages: 1,
+            bytes: 1000,
+        };
+        let server = LegacyNode::new("n:2".parse().unwrap(), bounds);
+        let router = Router::new("n:1".parse().unwrap()).beside([server]);
+        let ends = Arc::new(Ends::default());
+        let route = |number| {
+            let message = Message {
+                from: "n:1:a".parse().unwrap(),
+                to: "n:2:b".parse().unwrap(),
+                body: "x".into(),
+                prompt: true,
+            };
+            let tag = Tag::prompt(number, 0);
+            let origin = Arc::<Ends>::clone(&ends);
+            router.route(message, Ticket { origin, tag })
+        };
+        assert!(route(0).is_ok());
+        assert!(matches!(
+            route(1),
+            Err(Blocked {
+                way: Way::Legacy(_),
+                ..
+            })
+        ));
+        let server = router.legacy().next().unwrap();
+        crate::message::settle_all(server.give_up(Code::ShuttingDown));
+        assert!(route(2).is_ok());
+        let shutting_down = Outcome::Refused(Code::ShuttingDown);
+        let told = [0, 2].map(|number| (Tag::prompt(number, 0), shutting_down));
+        assert_eq!(*ends.0.lock(), told);
     }
 
     #[test]

@@ -24,6 +24,15 @@ pub struct Node {
     link: SocketAddr,
 }
 
+/// How nodes find each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Join {
+    /// They are told.
+    Peers,
+    /// By what their flags say.
+    Flags,
+}
+
 /// Nodes, each linked with each other. Their directory goes with them.
 #[derive(Debug)]
 pub struct Mesh {
@@ -49,6 +58,15 @@ impl Mesh {
     ///
     /// When one does not come up in time.
     pub fn start(trunkline: &Path, count: usize, flags: &[String]) -> anyhow::Result<Self> {
+        Self::start_joined(trunkline, count, flags, Join::Peers)
+    }
+
+    /// The same, with nodes that find each other as `join` says.
+    ///
+    /// # Errors
+    ///
+    /// When one does not come up in time.
+    pub fn start_joined(trunkline: &Path, count: usize, flags: &[String], join: Join) -> anyhow::Result<Self> {
         // Nothing is bound to the names: nodes and clients are told where to connect.
         let names: Vec<String> = (1..=count).map(|number| format!("127.0.0.1:{number}")).collect();
         let dir = Directory::new()?;
@@ -67,7 +85,9 @@ impl Mesh {
         // The last first, so that each dials those behind it.
         for name in names.iter().rev() {
             let node = Node::start(trunkline, dir.path(), name, &peers, flags)?;
-            peers.push(format!("{name}={}", node.link));
+            if join == Join::Peers {
+                peers.push(format!("{name}={}", node.link));
+            }
             nodes.push(node);
         }
         nodes.reverse();

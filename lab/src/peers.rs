@@ -12,7 +12,7 @@ use trunkline::bench::speech::{Said, Speech};
 use trunkline::bench::{Target, Transport};
 use trunkline::certs;
 
-use crate::nodes::Mesh;
+use crate::nodes::{Join, Mesh};
 use crate::process::{DEADLINE, Directory, Log, Process};
 use crate::trials::{Clients, Relay};
 
@@ -38,6 +38,8 @@ pub struct Programs {
 pub enum Running {
     /// Trunkline.
     Trunkline(Mesh),
+    /// Trunkline, joined by a redis-server.
+    Joined(Mesh, Redis),
     /// nats-server.
     Nats(Nats),
     /// redis-server.
@@ -56,6 +58,12 @@ impl Running {
                 let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
                 Self::Trunkline(Mesh::start(&programs.trunkline, nodes, &flags)?)
             }
+            Relay::Joined { nodes } => {
+                let redis = Redis::start(&programs.redis)?;
+                let flags = ["--redis".to_owned(), format!("redis://{}", redis.at)];
+                let mesh = Mesh::start_joined(&programs.trunkline, nodes, &flags, Join::Flags)?;
+                Self::Joined(mesh, redis)
+            }
             Relay::Nats { servers, tls } => Self::Nats(Nats::start(&programs.nats, servers, tls)?),
             Relay::Redis => Self::Redis(Redis::start(&programs.redis)?),
         })
@@ -64,7 +72,7 @@ impl Running {
     /// Where clients connect to each.
     pub fn at(&self, clients: Clients) -> Vec<SocketAddr> {
         match self {
-            Self::Trunkline(mesh) => {
+            Self::Trunkline(mesh) | Self::Joined(mesh, _) => {
                 let nodes = mesh.nodes.iter();
                 nodes
                     .map(|node| match clients {
@@ -81,8 +89,8 @@ impl Running {
     /// The same, for the load.
     pub fn targets(&self, clients: Clients) -> Vec<Target> {
         let transport = match (self, clients) {
-            (Self::Trunkline(_), Clients::Tcp) => Transport::Line,
-            (Self::Trunkline(_), Clients::Quic) => Transport::Quic,
+            (Self::Trunkline(_) | Self::Joined(..), Clients::Tcp) => Transport::Line,
+            (Self::Trunkline(_) | Self::Joined(..), Clients::Quic) => Transport::Quic,
             (Self::Nats(_), _) => Transport::Nats,
             (Self::Redis(_), _) => Transport::Redis,
         };
@@ -97,7 +105,7 @@ impl Running {
     /// What their TCP clients speak.
     pub fn speech(&self) -> Speech {
         match self {
-            Self::Trunkline(_) => Speech::Line,
+            Self::Trunkline(_) | Self::Joined(..) => Speech::Line,
             Self::Nats(_) => Speech::Nats,
             Self::Redis(_) => Speech::Redis,
         }
@@ -107,6 +115,10 @@ impl Running {
     pub fn ids(&self) -> Vec<u32> {
         match self {
             Self::Trunkline(mesh) => mesh.nodes.iter().map(crate::nodes::Node::id).collect(),
+            Self::Joined(mesh, redis) => {
+                let nodes = mesh.nodes.iter().map(crate::nodes::Node::id);
+                nodes.chain([redis.process.id()]).collect()
+            }
             Self::Nats(nats) => nats.servers.iter().map(|(process, _)| process.id()).collect(),
             Self::Redis(redis) => vec![redis.process.id()],
         }
@@ -115,7 +127,7 @@ impl Running {
     /// Where `node-ca.pem` is, for QUIC clients. Relays without such have no directory.
     pub fn certs(&self) -> PathBuf {
         match self {
-            Self::Trunkline(mesh) => mesh.certs().to_owned(),
+            Self::Trunkline(mesh) | Self::Joined(mesh, _) => mesh.certs().to_owned(),
             Self::Nats(_) | Self::Redis(_) => PathBuf::new(),
         }
     }

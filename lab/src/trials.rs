@@ -12,6 +12,11 @@ pub enum Relay {
         /// Flags beside the defaults.
         flags: &'static [&'static str],
     },
+    /// Trunkline's nodes, joined by a redis-server.
+    Joined {
+        /// How many.
+        nodes: usize,
+    },
     /// nats-server.
     Nats {
         /// How many servers, each with a route to each other.
@@ -96,7 +101,7 @@ pub struct Entrant {
 impl Entrant {
     /// Whether it is Trunkline, which is not to fail.
     pub fn is_ours(&self) -> bool {
-        matches!(self.relay, Relay::Trunkline { .. })
+        matches!(self.relay, Relay::Trunkline { .. } | Relay::Joined { .. })
     }
 
     /// How many files one process has to have open for it at least.
@@ -105,7 +110,7 @@ impl Entrant {
             // The load can be split; a relay has one side of all pairs, or both.
             Task::Flow(flow) => match self.relay {
                 Relay::Trunkline { nodes: 1, .. } | Relay::Nats { servers: 1, .. } | Relay::Redis => 2 * flow.pairs,
-                Relay::Trunkline { .. } | Relay::Nats { .. } => flow.pairs,
+                Relay::Trunkline { .. } | Relay::Joined { .. } | Relay::Nats { .. } => flow.pairs,
             },
             Task::Idle { count, .. } => count,
             Task::Accept { connections } => connections,
@@ -155,6 +160,7 @@ const GROWTH: &[Quantity] = &[Quantity::Messages, Quantity::Cpu];
 
 const NODE: Relay = Relay::Trunkline { nodes: 1, flags: &[] };
 const NODES: Relay = Relay::Trunkline { nodes: 2, flags: &[] };
+const JOINED: Relay = Relay::Joined { nodes: 2 };
 const NATS: Relay = Relay::Nats { servers: 1, tls: false };
 const NATS_TLS: Relay = Relay::Nats { servers: 2, tls: true };
 const NATS_PLAIN: Relay = Relay::Nats { servers: 2, tls: false };
@@ -307,6 +313,18 @@ fn at_full_speed() -> Vec<Trial> {
             comparisons: vec![first(None, &[(Quantity::Messages, Bound::AtLeast(250_000.0))])],
         },
         Trial {
+            name: "by-redis",
+            title: "Across nodes by Redis, 16 pairs",
+            about: "Two nodes that are joined by a Redis, beside that Redis alone, which clients publish to and subscribe at \
+                    directly. The processor time is that of all servers, Redis too.",
+            quantities: FLOW,
+            entrants: vec![
+                entrant("Trunkline by Redis", JOINED, Task::Flow(FULL_SPEED)),
+                entrant("Redis", Relay::Redis, Task::Flow(FULL_SPEED)),
+            ],
+            comparisons: vec![first(Some(1), &[(Quantity::Messages, Bound::AtLeast(1.0))])],
+        },
+        Trial {
             name: "one-node",
             title: "One node, 16 pairs",
             about: "At full speed on one node, with bodies of 128 bytes and 1,024 messages under way a pair.",
@@ -349,6 +367,18 @@ fn at_a_rate() -> Vec<Trial> {
                     (Quantity::Cpu, Bound::AtMost(0.5)),
                 ],
             )],
+        },
+        Trial {
+            name: "steady-by-redis",
+            title: "Across nodes by Redis, 5,000 messages a second",
+            about: "50 pairs of TCP clients with bodies of 128 bytes, of two nodes that are joined by a Redis, beside that Redis \
+                    alone.",
+            quantities: FLOW,
+            entrants: vec![
+                entrant("Trunkline by Redis", JOINED, Task::Flow(STEADY)),
+                entrant("Redis", Relay::Redis, Task::Flow(STEADY)),
+            ],
+            comparisons: vec![first(Some(1), &[(Quantity::P50, Bound::AtMost(2.5))])],
         },
         Trial {
             name: "steady-one-node",

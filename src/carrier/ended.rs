@@ -6,6 +6,7 @@ use quinn::{Connection, ConnectionError, ReadError, VarInt, WriteError};
 
 use super::codec::Malformed;
 use crate::delivery::Violation;
+use crate::sealed::session::Break;
 
 /// Why a connection was closed: the application error codes on the wire.
 pub(crate) mod close {
@@ -84,16 +85,51 @@ pub(crate) enum Ended {
     /// Nothing was heard for too long.
     #[error("nothing was heard for {0:?}")]
     Silent(Duration),
+    /// What was said did not all come.
+    #[error("{0}")]
+    Broken(#[from] Break),
+    /// What was to be said may not have been published.
+    #[error("{0}")]
+    Unpublished(String),
+    /// This side has closed the session.
+    #[error("{reason}")]
+    ClosedHere { code: VarInt, reason: String },
+    /// The other side has closed the session, and said this.
+    #[error("closed by the other node: {reason}")]
+    ClosedThere { code: VarInt, reason: String },
 }
 
 impl Ended {
     /// Whether one of the two sides has simply gone, and said so.
     pub(crate) fn is_farewell(&self) -> bool {
         match self {
-            Self::Lost(ConnectionError::LocallyClosed) => true,
+            Self::Lost(ConnectionError::LocallyClosed) | Self::ClosedHere { .. } => true,
             Self::Lost(ConnectionError::ApplicationClosed(closed)) => closed.error_code == close::DONE,
+            Self::ClosedThere { code, .. } => *code == close::DONE,
             _ => false,
         }
+    }
+
+    /// Whether it was this side that closed, and has told why.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Lost(ConnectionError::LocallyClosed) | Self::ClosedHere { .. }
+        )
+    }
+
+    /// Whether the other side has closed because it holds another connection for the link.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        match self {
+            Self::Lost(ConnectionError::ApplicationClosed(closed)) => closed.error_code == close::DUPLICATE,
+            Self::ClosedThere { code, .. } => *code == close::DUPLICATE,
+            _ => false,
+        }
+    }
+
+    /// Whether the other side of a session is to be told.
+    pub(super) fn is_told(&self) -> bool {
+        !matches!(self, Self::ClosedThere { .. } | Self::Unpublished(_))
     }
 
     /// Whether the connection broke, so that its client may come back by another: neither side has ended the session.
@@ -109,9 +145,10 @@ impl Ended {
     /// The code and the reason to close the connection with.
     pub(super) fn close_code(&self) -> VarInt {
         match self {
-            Self::Lost(_) => close::DONE,
+            Self::Lost(_) | Self::ClosedThere { .. } => close::DONE,
+            Self::ClosedHere { code, .. } => *code,
             Self::Violation(_) | Self::Malformed(_) | Self::Slow | Self::NoControl => close::PROTOCOL,
-            Self::Silent(_) => close::SILENT,
+            Self::Silent(_) | Self::Broken(_) | Self::Unpublished(_) => close::SILENT,
         }
     }
 }

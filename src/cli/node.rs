@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use trunkline::address::AddressError;
+use trunkline::config::{Redis, RedisUrl};
 use trunkline::{ClientRule, Config, Congestion, HostPort, Limits, Network, Node, NodeName, Peer, StartError};
 
 use super::{EXIT_UNAVAILABLE, EXIT_USAGE};
@@ -45,6 +46,14 @@ pub(crate) struct NodeArgs {
     #[arg(long = "peer", value_name = "NAME[=LINK_HOST:PORT]")]
     peers: Vec<Peer>,
 
+    #[command(flatten)]
+    redis: RedisArgs,
+
+    /// A legacy server, by its name, where its TCP port is, too: clients here can write to its clients, and it to
+    /// clients here, for whose sender its IP address is taken as proof; may be given several times
+    #[arg(long = "legacy-node", value_name = "HOST:PORT")]
+    legacy_nodes: Vec<NodeName>,
+
     /// A node that a link may be had with, by its name, beside those that --peer names; may be given several times
     /// [default: any node of the cluster]
     #[arg(long = "allow-node", value_name = "NAME")]
@@ -78,6 +87,49 @@ pub(crate) struct NodeArgs {
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// Redis as a way between nodes; `docs/protocol.md` says what goes over it.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Redis")]
+struct RedisArgs {
+    /// A Redis or Valkey by which nodes find each other, and by which links go where there is no way straight; of a
+    /// cluster one or more of its servers. May be given several times
+    #[arg(
+        id = "redis",
+        long = "redis",
+        value_name = "redis[s]://[USER:PASSWORD@]HOST[:PORT][/DB]"
+    )]
+    urls: Vec<RedisUrl>,
+
+    /// What the names of all its channels and keys begin with; the same at all nodes
+    #[arg(
+        long = "redis-prefix",
+        value_name = "PREFIX",
+        default_value = "trunkline",
+        requires = "redis"
+    )]
+    prefix: String,
+
+    /// The authorities of its certificates, a file in PEM, for rediss:// [default: those of the system]
+    #[arg(long = "redis-ca", value_name = "FILE", requires = "redis")]
+    ca: Option<PathBuf>,
+
+    /// Let redis:// lead to other machines: the password is sent in plain text, and who talks to whom can be seen; what is
+    /// said can't
+    #[arg(long = "redis-plaintext", requires = "redis")]
+    plaintext: bool,
+}
+
+impl RedisArgs {
+    fn config(self) -> Option<Redis> {
+        (!self.urls.is_empty()).then_some(Redis {
+            urls: self.urls,
+            prefix: self.prefix,
+            ca: self.ca,
+            plaintext: self.plaintext,
+        })
+    }
 }
 
 /// Limits; `docs/architecture.md` says what they bound together.
@@ -158,7 +210,7 @@ struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = Limits::default().client_messages)]
     client_messages: usize,
 
-    /// What may be under way on a link, or wait for it, before senders are held
+    /// What may be under way on a link or to a legacy server, or wait for it, before senders are held
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().link_bytes)]
     link_bytes: usize,
 
@@ -166,7 +218,7 @@ struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = Limits::default().link_messages)]
     link_messages: usize,
 
-    /// How long a message waits for a node that can't be reached, in seconds
+    /// How long a message waits for a node that can't be reached, or for its turn with a legacy server, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "90", value_parser = seconds)]
     link_wait: Duration,
 
@@ -217,6 +269,8 @@ impl From<NodeArgs> for Config {
             link: args.link,
             advertise: args.advertise,
             peers: args.peers,
+            redis: args.redis.config(),
+            legacy_nodes: args.legacy_nodes,
             allowed_nodes: args.allowed_nodes,
             clients: args.clients,
             insecure_open: args.insecure_open,

@@ -173,7 +173,8 @@ enum Queued {
 pub enum Unsettled {
     /// A message to this client, for the program to accept.
     Message(Delivery),
-    /// A message of this client, sent without a receipt, was refused, or its fate is unknown.
+    /// A message of this client, sent without a receipt, was refused, or its fate is unknown; not of one that was
+    /// handed to a legacy server (`unconfirmed`), as all are.
     Failed(Failed),
 }
 
@@ -220,7 +221,8 @@ impl Drop for Delivery {
 pub enum Event {
     /// A message to this client.
     Message(Received),
-    /// A message of this client, sent without a receipt, was refused, or its fate is unknown.
+    /// A message of this client, sent without a receipt, was refused, or its fate is unknown; not of one that was
+    /// handed to a legacy server (`unconfirmed`), as all are.
     Failed(Failed),
 }
 
@@ -644,7 +646,10 @@ impl Shared {
             match reply {
                 // A receipt that nobody waits for any more.
                 Some(Reply::Receipt(sender)) => drop(sender.send(outcome)),
-                Some(Reply::Event(to)) if outcome != Outcome::Delivered => {
+                // All went as well as it can with a legacy server, and that is no event.
+                Some(Reply::Event(to))
+                    if !matches!(outcome, Outcome::Delivered | Outcome::Unknown(Code::Unconfirmed)) =>
+                {
                     self.queue(Queued::Failed(Failed { to, outcome }));
                 }
                 Some(Reply::Event(_)) | None => {}

@@ -35,10 +35,13 @@ use crate::delivery::{Confirm, Control, RangeSet, Report};
 use crate::network::Network;
 use crate::outcome::{Code, Outcome};
 use crate::permission::{Keys, MAX_TOKEN, Pattern};
+use crate::redis::topology::{Redirect, SLOTS, Slots, slot_of};
 use crate::tls::identity::{Holder, Identity};
+use crate::wire::escape::escape_into;
 use crate::wire::framing::{Lines, READ_MAX, TooLong};
 use crate::wire::line::Format;
-use crate::wire::{client, line, link};
+use crate::wire::resp::{Answers, NotResp, Value};
+use crate::wire::{client, handover, line, link};
 
 pub use machine::machine;
 
@@ -46,7 +49,7 @@ pub use machine::machine;
 pub type Target = fn(&[u8]);
 
 /// Every target with its name: that of its folder in `fuzz/corpus` and of its file in `fuzz/fuzz_targets`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("legacy_stream", legacy_stream),
     ("legacy_line", legacy_line),
     ("legacy_writers", legacy_writers),
@@ -57,6 +60,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("names", names),
     ("certificates", certificates),
     ("tokens", tokens),
+    ("redis_answers", redis_answers),
     ("machine", machine),
 ];
 
@@ -180,6 +184,7 @@ pub fn legacy_line(line: &[u8]) {
             }
         }
     }
+    claimed_from(line);
     // The first bytes settle whether it is another protocol.
     let first = &line[..line.len().min(line::STRANGER_BYTES)];
     assert_eq!(line::stranger(line), line::stranger(first));
@@ -188,7 +193,33 @@ pub fn legacy_line(line: &[u8]) {
     }
 }
 
-/// What a node writes to a legacy client: a code and how a message ended, the length of an id, the id, and what is said.
+/// Whom a line says that it is from, by a plainer reader where a key comes once.
+fn claimed_from(line: &[u8]) {
+    let claimed = handover::claimed_from(line);
+    let Ok(Json::Object(fields)) = serde_json::from_slice(line) else {
+        return;
+    };
+    let from: Vec<_> = fields
+        .iter()
+        .filter(|(key, _)| key.eq_ignore_ascii_case("from"))
+        .collect();
+    if let [(key, value)] = from.as_slice()
+        && !line.contains(&b'\\')
+        && line
+            .windows(key.len())
+            .filter(|part| part.eq_ignore_ascii_case(key.as_bytes()))
+            .count()
+            == 1
+    {
+        assert_eq!(claimed.as_deref(), value.as_str());
+    }
+    if from.is_empty() {
+        assert_eq!(claimed, None);
+    }
+}
+
+/// What a node writes to a legacy client or server: a code and how a message ended, the length of an id, the id, and
+/// what is said.
 pub fn legacy_writers(data: &[u8]) {
     let mut input = Input(data);
     let choice = usize::from(input.byte());
@@ -221,6 +252,22 @@ pub fn legacy_writers(data: &[u8]) {
         (Some(_), Some(_)) => unreachable!("{line}"),
     };
     assert_eq!(back, body);
+
+    let line = one_line("\r\n", |out| {
+        assert!(!handover::Line::begin(out, &from, &to, body).fill(out, usize::MAX));
+    });
+    let passed_on: Json = serde_json::from_str(&line).unwrap();
+    let mut shown = Vec::new();
+    escape_into(&mut shown, body);
+    let shown = std::str::from_utf8(body).unwrap_or_else(|_| std::str::from_utf8(&shown).unwrap());
+    assert_eq!(
+        passed_on,
+        json!({"from": from.to_string(), "to": to.to_string(), "body": shown, "cmd": "sendMsg"})
+    );
+    assert_eq!(
+        handover::claimed_from(line.as_bytes()).as_deref(),
+        Some("127.0.0.1:1216:123456")
+    );
 
     written_error(code, &text);
     written_receipt(&id, outcomes[choice / Code::ALL.len() % outcomes.len()], &text);
@@ -562,6 +609,85 @@ fn uri_of(identity: &Identity) -> String {
     match &identity.holder {
         Holder::Node(node) => node_uri(&identity.cluster, node),
         Holder::Client(id) => client_uri(&identity.cluster, id),
+    }
+}
+
+/// What Redis answers, in pieces: strings of up to 32 bytes are kept. The first byte is the pace.
+pub fn redis_answers(data: &[u8]) {
+    const MAX_STRING: usize = 32;
+    let mut input = Input(data);
+    let pace = input.byte();
+    let read = |pieces: &mut dyn Iterator<Item = &[u8]>| -> (Vec<Value>, Result<(), NotResp>) {
+        let (mut answers, mut buffer, mut got) = (Answers::new(MAX_STRING), BytesMut::new(), Vec::new());
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            loop {
+                match answers.next(&mut buffer) {
+                    Ok(Some(answer)) => got.push(answer),
+                    Ok(None) => break,
+                    Err(error) => return (got, Err(error)),
+                }
+            }
+        }
+        (got, Ok(()))
+    };
+    let (answers, end) = read(&mut [input.0].into_iter());
+    assert_eq!((&answers, end), (&read(&mut pieces(input.0, pace)).0, end));
+    let from: HostPort = "me:7".parse().unwrap();
+    for answer in &answers {
+        let mut wire = BytesMut::new();
+        write_answer(&mut wire, answer, MAX_STRING);
+        assert_eq!(&read(&mut [&wire[..]].into_iter()).0, std::slice::from_ref(answer));
+        if let Value::Error(error) = answer
+            && let Some(Redirect::Moved(slot, _) | Redirect::Ask(slot, _)) = Redirect::read(error, &from)
+        {
+            assert!(slot < SLOTS);
+        }
+        if let Value::Bytes(key) = answer {
+            assert!(slot_of(key) < SLOTS);
+        }
+        if let Some(mut slots) = Slots::read(answer, &from) {
+            let masters = slots.masters();
+            let owned = |slots: &Slots| (0..SLOTS).filter(|slot| slots.owner(*slot).is_some()).count();
+            assert!((0..SLOTS).all(|slot| slots.owner(slot).is_none_or(|owner| masters.contains(owner))));
+            let (slot, before) = (slot_of(data), owned(&slots));
+            let was_owned = slots.owner(slot).is_some();
+            slots.set(slot, from.clone());
+            assert_eq!(slots.owner(slot), Some(&from));
+            assert_eq!(owned(&slots), before + usize::from(!was_owned));
+        }
+    }
+}
+
+/// An answer as Redis writes it; `max_string` is the longest string that is kept.
+fn write_answer(wire: &mut BytesMut, answer: &Value, max_string: usize) {
+    let line = |wire: &mut BytesMut, kind: u8, text: &[u8]| {
+        wire.extend_from_slice(&[kind]);
+        wire.extend_from_slice(text);
+        wire.extend_from_slice(b"\r\n");
+    };
+    let number = |number: usize| number.to_string().into_bytes();
+    match answer {
+        Value::Status(text) => line(wire, b'+', text),
+        Value::Error(text) => line(wire, b'-', text),
+        Value::Integer(number) => line(wire, b':', number.to_string().as_bytes()),
+        Value::Null => line(wire, b'$', b"-1"),
+        Value::Bytes(bytes) => {
+            assert!(bytes.len() <= max_string);
+            line(wire, b'$', &number(bytes.len()));
+            wire.extend_from_slice(bytes);
+            wire.extend_from_slice(b"\r\n");
+        }
+        Value::Array(answers) => {
+            line(wire, b'*', &number(answers.len()));
+            for answer in answers {
+                write_answer(wire, answer, max_string);
+            }
+        }
+        Value::TooLong => {
+            line(wire, b'$', &number(max_string + 1));
+            line(wire, b'x', &vec![b'x'; max_string]);
+        }
     }
 }
 

@@ -13,6 +13,16 @@ struct Current {
     suspect: bool,
     /// All is well, but another connection is to take its place.
     outdated: bool,
+    rank: Rank,
+}
+
+/// How good a way to the other node is: a better one takes the place of one that is well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    /// By way of a third, which may lose what it carries.
+    Relayed,
+    /// Straight.
+    Direct,
 }
 
 /// The choice of connections, at one of the two nodes.
@@ -47,11 +57,11 @@ impl Adoption {
         }
     }
 
-    /// The generation of the connection that is to stay; 0 for none. The other side is told this when a new
-    /// connection comes.
-    pub(crate) fn live(&self) -> u64 {
+    /// The generation of the connection that is to stay where one of this rank may be had; 0 for none. The other side is
+    /// told this when a new connection comes.
+    pub(crate) fn live(&self, rank: Rank) -> u64 {
         self.current
-            .filter(|current| !current.suspect && !current.outdated)
+            .filter(|current| !current.suspect && !current.outdated && current.rank >= rank)
             .map_or(0, |current| current.generation)
     }
 
@@ -60,9 +70,9 @@ impl Adoption {
         self.current.is_some_and(|current| !current.suspect)
     }
 
-    /// At the node that decides: a connection came to a process with this epoch, which holds the connection of
-    /// generation `live` for alive.
-    pub(crate) fn decide(&mut self, epoch: u64, live: u64) -> Decision {
+    /// At the node that decides: a connection of this rank came to a process with this epoch, which holds the connection of
+    /// generation `live` for as good and alive.
+    pub(crate) fn decide(&mut self, epoch: u64, live: u64, rank: Rank) -> Decision {
         // Another dial that crossed with the one that won. If the other side does not know of the current
         // connection, or holds it for dead, it is no use here either.
         if let Some(current) = self.current
@@ -70,18 +80,19 @@ impl Adoption {
             && current.generation == live
             && !current.suspect
             && !current.outdated
+            && current.rank >= rank
         {
             return Decision::Refuse;
         }
-        self.adopt(epoch, self.generation + 1)
+        self.adopt(epoch, self.generation + 1, rank)
     }
 
-    /// At the node that follows: the other, with this epoch, has adopted a connection.
-    pub(crate) fn follow(&mut self, epoch: u64, generation: u64) -> Decision {
+    /// At the node that follows: the other, with this epoch, has adopted a connection of this rank.
+    pub(crate) fn follow(&mut self, epoch: u64, generation: u64, rank: Rank) -> Decision {
         if self.peer_epoch == Some(epoch) && generation <= self.generation {
             return Decision::Refuse;
         }
-        self.adopt(epoch, generation)
+        self.adopt(epoch, generation, rank)
     }
 
     /// The connection that was the link is gone.
@@ -103,7 +114,7 @@ impl Adoption {
         }
     }
 
-    fn adopt(&mut self, epoch: u64, generation: u64) -> Decision {
+    fn adopt(&mut self, epoch: u64, generation: u64, rank: Rank) -> Decision {
         let restarted = self.peer_epoch.is_some_and(|known| known != epoch);
         self.peer_epoch = Some(epoch);
         self.generation = generation;
@@ -112,6 +123,7 @@ impl Adoption {
             generation,
             suspect: false,
             outdated: false,
+            rank,
         });
         Decision::Adopt { generation, restarted }
     }
@@ -129,32 +141,49 @@ mod tests {
     #[test]
     fn a_dial_that_crossed_is_refused_and_one_after_a_loss_is_not() {
         let mut decider = Adoption::new();
-        assert_eq!(decider.decide(7, 0), adopt(1, false));
-        assert_eq!(decider.decide(7, 1), Decision::Refuse);
+        assert_eq!(decider.decide(7, 0, Rank::Direct), adopt(1, false));
+        assert_eq!(decider.decide(7, 1, Rank::Direct), Decision::Refuse);
         // The other side lost it; this side has not noticed.
-        assert_eq!(decider.decide(7, 0), adopt(2, false));
+        assert_eq!(decider.decide(7, 0, Rank::Direct), adopt(2, false));
         // This side is in doubt, the other not.
         decider.set_suspect(true);
-        assert_eq!(decider.live(), 0);
-        assert_eq!(decider.decide(7, 2), adopt(3, false));
+        assert_eq!(decider.live(Rank::Direct), 0);
+        assert_eq!(decider.decide(7, 2, Rank::Direct), adopt(3, false));
         decider.set_outdated();
-        assert!(decider.is_well() && decider.live() == 0);
-        assert_eq!(decider.decide(7, 3), adopt(4, false));
-        assert_eq!(decider.decide(7, 4), Decision::Refuse);
+        assert!(decider.is_well() && decider.live(Rank::Direct) == 0);
+        assert_eq!(decider.decide(7, 3, Rank::Direct), adopt(4, false));
+        assert_eq!(decider.decide(7, 4, Rank::Direct), Decision::Refuse);
         decider.lost();
-        assert_eq!(decider.decide(7, 4), adopt(5, false));
-        assert_eq!(decider.decide(8, 5), adopt(6, true), "another process");
+        assert_eq!(decider.decide(7, 4, Rank::Direct), adopt(5, false));
+        assert_eq!(decider.decide(8, 5, Rank::Direct), adopt(6, true), "another process");
+    }
+
+    #[test]
+    fn a_better_way_takes_the_place_of_one_that_is_well_and_not_the_other_way_round() {
+        let (mut decider, mut follower) = (Adoption::new(), Adoption::new());
+        assert_eq!(decider.decide(7, 0, Rank::Relayed), adopt(1, false));
+        follower.follow(8, 1, Rank::Relayed);
+        assert_eq!(follower.live(Rank::Relayed), 1);
+        assert_eq!(decider.decide(7, 1, Rank::Relayed), Decision::Refuse);
+        assert_eq!(follower.live(Rank::Direct), 0);
+        assert_eq!(decider.decide(7, 0, Rank::Direct), adopt(2, false));
+        follower.follow(8, 2, Rank::Direct);
+        assert_eq!(follower.live(Rank::Relayed), 2);
+        assert_eq!(decider.decide(7, 2, Rank::Relayed), Decision::Refuse);
+        // The other side has lost the better one.
+        follower.lost();
+        assert_eq!(decider.decide(7, 0, Rank::Relayed), adopt(3, false));
     }
 
     #[test]
     fn the_follower_takes_the_highest_generation_of_a_process() {
         let mut follower = Adoption::new();
-        assert_eq!(follower.follow(7, 2), adopt(2, false));
-        assert_eq!(follower.follow(7, 1), Decision::Refuse);
-        assert_eq!(follower.follow(7, 2), Decision::Refuse);
-        assert_eq!(follower.follow(9, 1), adopt(1, true));
+        assert_eq!(follower.follow(7, 2, Rank::Direct), adopt(2, false));
+        assert_eq!(follower.follow(7, 1, Rank::Direct), Decision::Refuse);
+        assert_eq!(follower.follow(7, 2, Rank::Direct), Decision::Refuse);
+        assert_eq!(follower.follow(9, 1, Rank::Direct), adopt(1, true));
         follower.lost();
-        assert_eq!(follower.follow(9, 2), adopt(2, false));
+        assert_eq!(follower.follow(9, 2, Rank::Direct), adopt(2, false));
     }
 
     proptest! {
@@ -168,26 +197,26 @@ mod tests {
             let (mut hellos, mut adoptions) = (Vec::new(), Vec::new());
             let settle = |decider: &mut Adoption, follower: &mut Adoption, hellos: &mut Vec<u64>, adoptions: &mut Vec<u64>| {
                 for live in hellos.drain(..) {
-                    if let Decision::Adopt { generation, .. } = decider.decide(1, live) {
+                    if let Decision::Adopt { generation, .. } = decider.decide(1, live, Rank::Direct) {
                         adoptions.push(generation);
                     }
                 }
                 while let Some(generation) = adoptions.pop() {
-                    follower.follow(2, generation);
+                    follower.follow(2, generation, Rank::Direct);
                 }
             };
             for (event, index) in events {
                 match event {
-                    0 => hellos.push(follower.live()),
+                    0 => hellos.push(follower.live(Rank::Direct)),
                     1 if !hellos.is_empty() => {
                         let live = hellos.swap_remove(index.index(hellos.len()));
-                        if let Decision::Adopt { generation, .. } = decider.decide(1, live) {
+                        if let Decision::Adopt { generation, .. } = decider.decide(1, live, Rank::Direct) {
                             adoptions.push(generation);
                         }
                     }
                     2 if !adoptions.is_empty() => {
                         let generation = adoptions.swap_remove(index.index(adoptions.len()));
-                        follower.follow(2, generation);
+                        follower.follow(2, generation, Rank::Direct);
                     }
                     3 => decider.set_suspect(index.index(2) == 0),
                     4 => follower.set_suspect(index.index(2) == 0),
@@ -197,7 +226,7 @@ mod tests {
                     _ => {}
                 }
             }
-            hellos.push(follower.live());
+            hellos.push(follower.live(Rank::Direct));
             settle(&mut decider, &mut follower, &mut hellos, &mut adoptions);
             prop_assert_eq!(decider.generation, follower.generation);
             prop_assert!(decider.generation > 0);

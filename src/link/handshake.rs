@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, WriteError};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::time::timeout;
 
 use super::Link;
+use super::adoption::Rank;
+use super::path::Carriage;
 use crate::carrier::{BreakOff, CONTROL_PRIORITY, ControlStream, close};
 use crate::delivery::Bounds;
+use crate::sealed::session::{Break, Session};
 use crate::tls::credentials::Entry;
 use crate::wire::link::{Frame, Hello, Malformed, VERSION, read_frame, write_frame};
+use crate::wire::packet::{self, Item};
 
 /// How long a greeting may take: a few round trips of the slowest path, or the other side is no node.
 pub(crate) const GREETING_DEADLINE: Duration = Duration::from_secs(5);
@@ -18,8 +22,7 @@ pub(crate) const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 /// A connection on which the other node has greeted this one.
 #[derive(Debug)]
 pub(crate) struct Greeted {
-    pub(crate) connection: Connection,
-    pub(crate) control: ControlStream,
+    pub(crate) carriage: Carriage,
     /// What the other node said.
     pub(crate) hello: Hello,
     /// The generation under which the other node has adopted the connection, if it is the one that decides.
@@ -54,11 +57,20 @@ pub(crate) enum GreetingError {
     Version(u64),
     #[error("the other node did not greet within {GREETING_DEADLINE:?}")]
     TimedOut,
+    #[error("the session broke: {0}")]
+    Broken(#[from] Break),
+    #[error("the other node has closed the session: {reason}")]
+    Closed { code: VarInt, reason: String },
+    #[error("the other node is another process than the one that the keys were agreed on with")]
+    OtherEpoch,
 }
 
 impl GreetingError {
     /// Whether the other node has closed the connection because it holds another for the link.
     pub(crate) fn is_duplicate(&self) -> bool {
+        if let Self::Closed { code, .. } = self {
+            return *code == close::DUPLICATE || *code == close::DONE;
+        }
         let (Self::Lost(lost)
         | Self::Read(ReadError::ConnectionLost(lost))
         | Self::Write(WriteError::ConnectionLost(lost))) = self
@@ -99,8 +111,7 @@ pub(crate) async fn greet(
     break_off.disarm();
     match greeted {
         Ok((control, hello, generation)) => Ok(Greeted {
-            connection,
-            control,
+            carriage: Carriage::Quic(connection, control),
             hello,
             generation,
             admitted,
@@ -133,7 +144,7 @@ async fn exchange_hellos(
     let own = Hello {
         version: VERSION,
         epoch,
-        live: link.adoption.lock().live(),
+        live: link.adoption.lock().live(Rank::Direct),
         bounds,
     };
     let mut out = BytesMut::new();
@@ -166,6 +177,90 @@ async fn next_frame(recv: &mut RecvStream, buffer: &mut BytesMut) -> Result<Fram
         match recv.read_chunk(4096, true).await? {
             Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
             None => return Err(GreetingError::NoGreeting),
+        }
+    }
+}
+
+/// Greets the other node on a session. The session is closed if it comes to nothing.
+pub(crate) async fn greet_on_bus(
+    mut session: Box<Session>,
+    admitted: Admitted,
+    link: &Link,
+    epoch: u64,
+    bounds: Bounds,
+) -> Result<Greeted, GreetingError> {
+    let greeting = exchange_hellos_on_bus(&mut session, link, epoch, bounds);
+    let greeted = timeout(GREETING_DEADLINE, greeting)
+        .await
+        .unwrap_or(Err(GreetingError::TimedOut));
+    match greeted {
+        Ok((hello, generation)) => Ok(Greeted {
+            carriage: Carriage::Bus(session),
+            hello,
+            generation,
+            admitted,
+        }),
+        Err(error) => {
+            if !matches!(error, GreetingError::Closed { .. } | GreetingError::Broken(_)) {
+                let code = match error {
+                    GreetingError::Version(_) => close::VERSION,
+                    _ => close::PROTOCOL,
+                };
+                session.say_closed(code, &error.to_string()).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn exchange_hellos_on_bus(
+    session: &mut Session,
+    link: &Link,
+    epoch: u64,
+    bounds: Bounds,
+) -> Result<(Hello, Option<u64>), GreetingError> {
+    let own = Hello {
+        version: VERSION,
+        epoch,
+        live: link.adoption.lock().live(Rank::Relayed),
+        bounds,
+    };
+    let mut packet = session.outgoing.begin(256);
+    packet::write_frame(&mut packet, |out| write_frame(out, &Frame::Hello(own)));
+    // An error shows as silence.
+    drop(session.outgoing.publish(packet).await);
+    let Frame::Hello(hello) = next_frame_on_bus(session).await? else {
+        return Err(GreetingError::NoGreeting);
+    };
+    if hello.version != VERSION {
+        return Err(GreetingError::Version(hello.version));
+    }
+    if hello.epoch != session.peer_epoch {
+        return Err(GreetingError::OtherEpoch);
+    }
+    if link.decides {
+        return Ok((hello, None));
+    }
+    match next_frame_on_bus(session).await? {
+        Frame::Adopt(generation) => Ok((hello, Some(generation))),
+        _ => Err(GreetingError::NoGreeting),
+    }
+}
+
+async fn next_frame_on_bus(session: &mut Session) -> Result<Frame, GreetingError> {
+    loop {
+        match packet::next_item(&mut session.unread).map_err(|_| GreetingError::NoGreeting)? {
+            Some(Item::Frame(mut bytes)) => {
+                if let Some(frame) = read_frame(&mut bytes)? {
+                    return Ok(frame);
+                }
+            }
+            Some(Item::Message(_)) => return Err(GreetingError::NoGreeting),
+            Some(Item::Close { code, reason }) => {
+                let code = VarInt::from_u32(code);
+                return Err(GreetingError::Closed { code, reason });
+            }
+            None => session.unread = session.incoming.next().await?,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::tls::peer_node;
 
 /// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
 /// authority, so only a cluster of a thousand nodes comes here.
-const MAX_LINKS: usize = 1024;
+pub(super) const MAX_LINKS: usize = 1024;
 
 /// The link to this node: the one there is, or a new one with a supervisor of its own that dials `target`.
 pub(crate) fn ensure_link(

@@ -2,11 +2,13 @@
 //!
 //! [`Link`] is what the rest of the node sees: messages go in, ends come back. [`adoption`] (pure) chooses among
 //! connections, [`handshake`] greets the other node on a new one, [`listener`] takes in
-//! those that others dial, [`supervisor`] dials, adopts, carries and gives up.
+//! those that others dial, [`discovery`] those that come by a bus, [`supervisor`] dials, adopts, carries and gives up.
 
 pub(crate) mod adoption;
+pub(crate) mod discovery;
 pub(crate) mod handshake;
 pub(crate) mod listener;
+pub(crate) mod path;
 pub(crate) mod supervisor;
 
 use std::fmt;

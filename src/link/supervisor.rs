@@ -7,34 +7,36 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint, VarInt};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::adoption::Decision;
-use super::handshake::{Admitted, Greeted, GreetingError, greet, is_duplicate};
+use super::adoption::{Decision, Rank};
+use super::handshake::{Admitted, Greeted, GreetingError, greet, greet_on_bus};
+use super::path::{Carriage, Path};
 use super::{Link, LinkCodec};
 use crate::address::{HostPort, NodeName};
 use crate::backoff::Backoff;
-use crate::carrier::{Carrier, Ended, Handler, Heard, Liveness, close};
+use crate::carrier::{Ended, Handler, Heard, Liveness, close};
 use crate::config::{Congestion, Limits};
 use crate::counters::Counters;
 use crate::delivery::Taken;
-use crate::endpoint::{self, link_streams};
+use crate::endpoint;
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
 use crate::phase::{Follow, Phase};
 use crate::router::Router;
+use crate::sealed::hub::Hub;
+use crate::sealed::session::{self, OpenError};
 use crate::tls::credentials::{Credentials, NoGood, Role};
 use crate::tls::identity::IdentityError;
-use crate::turn::Turn;
+use crate::tls::node_of;
 use crate::wire::link as wire;
 
 /// How often each node pings the other.
@@ -65,6 +67,15 @@ const REPLACEMENT_WAIT: Duration = Duration::from_secs(2);
 /// How often at the most it is told why the other node can't be reached, whatever the reasons.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
+/// How long the end of a session may take to be published.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// The wait from one dial to the next while the link goes by a bus and a straight way would be better.
+const BETTER_WAIT: Duration = Duration::from_secs(5);
+
+/// So long a straight way is tried alone, where one is configured, before a session on the bus is opened.
+const STRAIGHT_FIRST: Duration = Duration::from_millis(1000);
+
 /// How many dials may be under way to one node: what is started within the deadline, at the shortest of the longest
 /// waits.
 const MOST_DIALS: usize = 16;
@@ -73,6 +84,8 @@ const MOST_DIALS: usize = 16;
 pub(crate) struct LinkContext {
     pub(crate) router: Arc<Router>,
     pub(crate) endpoint: Endpoint,
+    /// Where there is a bus beside.
+    pub(crate) hub: Option<Arc<Hub>>,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) cluster: String,
     /// The only nodes there may be links to; `None`: all of the cluster.
@@ -101,7 +114,7 @@ type Dialling = Pin<Box<dyn Future<Output = Result<Greeted, DialError>> + Send>>
 
 /// The connection that is the link.
 struct Active {
-    connection: Connection,
+    path: Path,
     heard: Arc<Heard>,
     carrying: Carrying,
     admitted: Admitted,
@@ -136,6 +149,12 @@ pub(crate) struct Supervisor {
     dialling: FuturesUnordered<Dialling>,
     backoff: Backoff,
     dial_at: Instant,
+    /// The session on the bus that is being opened, if one is: it is there at once or not at all.
+    opening: FuturesUnordered<Dialling>,
+    open_at: Instant,
+    open_backoff: Backoff,
+    /// Since when there is no connection.
+    down_since: Instant,
     /// The last failure that was logged, so that the same one is not logged at every attempt.
     last_failure: String,
     told_at: Option<Instant>,
@@ -157,6 +176,10 @@ impl Supervisor {
             dialling: FuturesUnordered::new(),
             backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             dial_at: Instant::now(),
+            opening: FuturesUnordered::new(),
+            open_at: Instant::now(),
+            open_backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            down_since: Instant::now(),
             last_failure: String::new(),
             told_at: None,
         }
@@ -171,7 +194,8 @@ impl Supervisor {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.dial_if_wanted();
-            let waiting = self.may_dial();
+            self.open_if_wanted();
+            let (waiting, waiting_to_open) = (self.may_dial(), self.wants_bus());
             let carrying = OptionFuture::from(self.active.as_mut().map(|active| &mut active.carrying));
             tokio::select! {
                 biased;
@@ -182,26 +206,47 @@ impl Supervisor {
                     Ok(greeted) => self.consider(greeted).await,
                     Err(error) => self.dial_failed(&error),
                 },
+                Some(opened) = self.opening.next() => match opened {
+                    Ok(greeted) => self.consider(greeted).await,
+                    Err(error) => self.dial_failed(&error),
+                },
                 () = sleep_until(self.dial_at.into()), if waiting => {}
+                () = sleep_until(self.open_at.into()), if waiting_to_open => {}
                 _ = look.tick() => self.look(),
             }
         }
         if let Some(active) = self.active.take() {
-            active.connection.close(close::DONE, b"the node shuts down");
+            active.path.close(close::DONE, "the node shuts down");
+            if let Path::Bus(_) = active.path {
+                // What is said last is published by the carrier, and waited for by nobody else.
+                let _ = timeout(LAST_WORD, active.carrying).await;
+            }
         }
     }
 
     /// Where to dial, if that is wanted now.
     fn target(&self) -> Option<Target> {
-        if self.context.phase.has_reached(Phase::Leaving) || self.link.adoption.lock().live() != 0 {
+        if self.context.phase.has_reached(Phase::Leaving) || self.link.adoption.lock().live(Rank::Direct) != 0 {
             return None;
         }
         let present = || {
             // One that is in doubt is dialled by whoever is told to.
-            let active = self.active.as_ref().filter(|_| self.link.is_up())?;
-            Some(Target::Present(active.connection.remote_address()))
+            match self.active.as_ref().filter(|_| self.link.is_up())?.path {
+                Path::Quic(ref connection) => Some(Target::Present(connection.remote_address())),
+                Path::Bus(_) => None,
+            }
         };
         self.target.clone().map(Target::Named).or_else(present)
+    }
+
+    /// Whether a session on the bus is wanted now.
+    fn wants_bus(&self) -> bool {
+        let straight = self.target.is_some() && self.down_since.elapsed() < STRAIGHT_FIRST;
+        self.context.hub.is_some()
+            && !self.context.phase.has_reached(Phase::Leaving)
+            && self.link.adoption.lock().live(Rank::Relayed) == 0
+            && !straight
+            && self.opening.is_empty()
     }
 
     fn wants_dial(&self) -> bool {
@@ -229,12 +274,23 @@ impl Supervisor {
             self.dialling.push(Box::pin(dialling));
             let wait = self.backoff.next(rand::random());
             // Nothing waits for a connection that replaces a good one.
-            let wait = if self.link.is_up() {
-                wait.max(REPLACEMENT_WAIT)
-            } else {
-                wait
+            let wait = match &self.active {
+                Some(active) if self.link.is_up() && active.path.rank() == Rank::Relayed => wait.max(BETTER_WAIT),
+                Some(_) if self.link.is_up() => wait.max(REPLACEMENT_WAIT),
+                Some(_) | None => wait,
             };
             self.dial_at = Instant::now() + wait;
+        }
+    }
+
+    fn open_if_wanted(&mut self) {
+        if self.wants_bus()
+            && self.open_at <= Instant::now()
+            && let Some(hub) = &self.context.hub
+        {
+            let opening = open(Arc::clone(&self.context), Arc::clone(hub), Arc::clone(&self.link));
+            self.opening.push(Box::pin(opening));
+            self.open_at = Instant::now() + self.open_backoff.next(rand::random());
         }
     }
 
@@ -254,32 +310,32 @@ impl Supervisor {
     /// A connection has come this far: makes it the link, or closes it.
     async fn consider(&mut self, greeted: Greeted) {
         let Greeted {
-            connection,
-            mut control,
+            mut carriage,
             hello,
             generation,
             admitted,
         } = greeted;
+        let path = carriage.path();
         if self.context.phase.has_reached(Phase::Leaving) {
-            connection.close(close::DONE, b"the node shuts down");
+            refuse(carriage, close::DONE, "the node shuts down").await;
             return;
         }
         let decision = {
             let mut adoption = self.link.adoption.lock();
             match generation {
-                Some(generation) => adoption.follow(hello.epoch, generation),
-                None => adoption.decide(hello.epoch, hello.live),
+                Some(generation) => adoption.follow(hello.epoch, generation, path.rank()),
+                None => adoption.decide(hello.epoch, hello.live, path.rank()),
             }
         };
         let Decision::Adopt { generation, restarted } = decision else {
-            connection.close(close::DUPLICATE, b"the link is well without this connection");
+            refuse(carriage, close::DUPLICATE, "the link is well without this connection").await;
             return;
         };
         let peer = self.link.peer().clone();
         let exchange = self.link.exchange();
         if let Some(old) = self.active.take() {
-            old.connection
-                .close(close::DUPLICATE, b"another connection has replaced this one");
+            old.path
+                .close(close::DUPLICATE, "another connection has replaced this one");
             exchange.disconnected(old.heard.at());
         }
         if restarted {
@@ -290,15 +346,14 @@ impl Supervisor {
         }
         exchange.set_bounds(self.context.limits.link().min(hello.bounds));
         if self.link.decides {
-            let mut adopt = BytesMut::new();
-            wire::write_frame(&mut adopt, &wire::Frame::Adopt(generation));
-            // A fresh stream takes these few bytes at once, or the connection is no good and the carrier will say so.
-            let _ = timeout(PING, control.send.write_all(&adopt)).await;
+            // A fresh way takes these few bytes at once, or it is no good and the carrier will say so.
+            let _ = timeout(PING, carriage.greet_with(&wire::Frame::Adopt(generation))).await;
         }
-        connection.set_max_concurrent_uni_streams(link_streams(connection.rtt()).into());
+        path.follow_distance();
         exchange.connected();
-        info!(%peer, remote = %connection.remote_address(), generation, "link up");
+        info!(%peer, remote = %path, generation, "link up");
         self.backoff.reset();
+        self.open_backoff.reset();
         self.last_failure.clear();
         self.told_at = None;
 
@@ -312,27 +367,20 @@ impl Supervisor {
         let handler = LinkHandler {
             link: Arc::clone(&self.link),
             router: Arc::clone(&self.context.router),
-            connection: connection.clone(),
+            path: path.clone(),
         };
         let carrying = {
-            let (connection, heard) = (connection.clone(), Arc::clone(&heard));
+            let heard = Arc::clone(&heard);
             async move {
-                let carrier = Carrier {
-                    connection: &connection,
-                    exchange: handler.link.exchange(),
-                    max_stream: codec.max_message + wire::MAX_HEADER,
-                    codec: &codec,
-                    handler: &handler,
-                    pace: None,
-                    turn: Turn::of_link(),
-                    liveness: Some(Liveness { ping: PING, silence }),
-                    heard: &heard,
-                };
-                carrier.run(control).await
+                let max_stream = codec.max_message + wire::MAX_HEADER;
+                let liveness = Liveness { ping: PING, silence };
+                carriage
+                    .carry(handler.link.exchange(), &codec, &handler, max_stream, liveness, &heard)
+                    .await
             }
         };
         self.active = Some(Active {
-            connection,
+            path,
             heard,
             carrying: Box::pin(carrying),
             admitted,
@@ -344,28 +392,28 @@ impl Supervisor {
             return;
         };
         let peer = self.link.peer();
-        if matches!(ended, Ended::Lost(ConnectionError::LocallyClosed)) {
+        if ended.is_own() {
             // Why was said where it was closed.
             info!(%peer, "link down: this node has closed it");
         } else if ended.is_farewell() {
             info!(%peer, "link down: the node has said goodbye");
-        } else if matches!(ended, Ended::Lost(lost) if is_duplicate(lost)) {
+        } else if ended.is_duplicate() {
             debug!(%peer, "the other node has taken another connection: {}", ended.to_string().escape_debug());
         } else {
             warn!(%peer, "link down: {}", ended.to_string().escape_debug());
         }
         self.link.adoption.lock().lost();
         self.link.exchange().disconnected(active.heard.at());
+        self.down_since = Instant::now();
+        self.open_at = Instant::now();
         self.dial_at = Instant::now() + self.backoff.next(rand::random());
     }
 
     fn look(&mut self) {
         match &self.active {
             Some(active) => {
-                let round_trip = active.connection.rtt();
-                active
-                    .connection
-                    .set_max_concurrent_uni_streams(link_streams(round_trip).into());
+                let round_trip = active.path.round_trip();
+                active.path.follow_distance();
                 let doubtful = active.heard.doubt(Instant::now()) > SUSPECT_AFTER + round_trip;
                 let mut adoption = self.link.adoption.lock();
                 adoption.set_suspect(doubtful);
@@ -383,7 +431,7 @@ impl Supervisor {
 struct LinkHandler {
     link: Arc<Link>,
     router: Arc<Router>,
-    connection: Connection,
+    path: Path,
 }
 
 impl Handler<Ticket> for LinkHandler {
@@ -410,7 +458,7 @@ impl Handler<Ticket> for LinkHandler {
     }
 
     fn goodbye(&self) {
-        self.connection.close(close::DONE, b"goodbye");
+        self.path.close(close::DONE, "goodbye");
     }
 }
 
@@ -433,6 +481,16 @@ enum DialError {
     NoGood(SocketAddr, NoGood),
     #[error("{0} is {1}, not {2}; correct --peer")]
     OtherNode(SocketAddr, NodeName, NodeName),
+    #[error("by Redis: {0}")]
+    Open(#[from] OpenError),
+    #[error("by Redis the node does not answer")]
+    OpenTimedOut,
+    #[error("by Redis: {0}")]
+    OpenIdentity(IdentityError),
+    #[error("by Redis: {0}")]
+    OpenNoGood(NoGood),
+    #[error("by Redis: what listens there in the place of {1} is {0}")]
+    OpenOtherNode(NodeName, NodeName),
     #[error(transparent)]
     Greeting(#[from] GreetingError),
 }
@@ -442,6 +500,45 @@ async fn dial(context: Arc<LinkContext>, link: Arc<Link>, target: Target) -> Res
         .await
         .map_err(|_| DialError::TimedOut(target))??;
     Ok(greet(connection, admitted, true, &link, context.epoch, context.limits.link()).await?)
+}
+
+/// Opens a session on the bus.
+async fn open(context: Arc<LinkContext>, hub: Arc<Hub>, link: Arc<Link>) -> Result<Greeted, DialError> {
+    let opening = async {
+        let shown = context.credentials.shown();
+        let crypto = context.credentials.current().bus_client();
+        let mut session = Box::new(session::open(&hub, crypto, link.peer()).await?);
+        let found = node_of(&session.chain, &context.cluster).map_err(DialError::OpenIdentity);
+        let found = found.and_then(|found| {
+            if found != *link.peer() {
+                return Err(DialError::OpenOtherNode(found, link.peer().clone()));
+            }
+            let guest = Arc::new(session.handle.clone());
+            let chain = std::mem::take(&mut session.chain);
+            context
+                .credentials
+                .admit_by(Role::Node, chain, guest)
+                .map_err(DialError::OpenNoGood)
+        });
+        match found {
+            Ok(entry) => Ok((session, Admitted { _entry: entry, shown })),
+            Err(error) => {
+                session.say_closed(close::IDENTITY, &error.to_string()).await;
+                Err(error)
+            }
+        }
+    };
+    let opened = timeout(DIAL_DEADLINE, opening).await;
+    let (session, admitted) = opened.map_err(|_| DialError::OpenTimedOut)??;
+    Ok(greet_on_bus(session, admitted, &link, context.epoch, context.limits.link()).await?)
+}
+
+/// Turns away what is not to be the link.
+async fn refuse(carriage: Carriage, code: VarInt, reason: &str) {
+    match carriage {
+        Carriage::Quic(connection, _) => connection.close(code, reason.as_bytes()),
+        Carriage::Bus(mut session) => session.say_closed(code, reason).await,
+    }
 }
 
 async fn resolve(context: &LinkContext, target: &HostPort) -> Result<SocketAddr, DialError> {

@@ -285,7 +285,13 @@ impl Session {
                     Ended::Violation(_) | Ended::Malformed(_) | Ended::NoControl => {
                         context.counters.bump(Counter::EndedProtocol);
                     }
-                    Ended::Lost(_) | Ended::Silent(_) => {}
+                    // The last of these are of sessions between nodes.
+                    Ended::Lost(_)
+                    | Ended::Silent(_)
+                    | Ended::Broken(_)
+                    | Ended::Unpublished(_)
+                    | Ended::ClosedHere { .. }
+                    | Ended::ClosedThere { .. } => {}
                 }
                 match ended {
                     ended if ended.is_break() => Gone::Lost(ended.to_string()),

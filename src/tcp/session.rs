@@ -1,6 +1,7 @@
 //! A legacy client's session: its lines followed, its messages under way, what is for it.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
@@ -37,6 +38,7 @@ use crate::phase::Phase;
 use crate::restraint::Restraint;
 use crate::turn::Turn;
 use crate::wire::framing::Lines;
+use crate::wire::handover;
 use crate::wire::line::{self, Request};
 
 /// Bytes of errors and receipts that may wait for a client before no more is read from it.
@@ -61,6 +63,8 @@ type Reply = Option<SmolStr>;
 /// A legacy client.
 pub(super) struct LineSession {
     address: Address,
+    /// Where the connection comes from.
+    remote: IpAddr,
     pub(super) outbox: Outbox,
     pub(super) flow: Mutex<Flow<Reply>>,
     restraint: Restraint,
@@ -145,6 +149,7 @@ impl LineSession {
                 node: context.router.name().clone(),
                 id,
             },
+            remote: admission.remote(),
             outbox: Outbox::new(context.limits.outbox_bytes, Arc::clone(&context.buffers)),
             flow: Mutex::new(Flow::new(context.limits.window())),
             restraint: admission.restraint(context, login),
@@ -332,8 +337,16 @@ impl LineSession {
                 }
                 match last.parse(&to) {
                     Ok(to) => {
+                        let from = match self.legacy_sender(line, context) {
+                            // One hop: else a legacy server could have this node speak to others for its clients.
+                            Some(_) if to.node != *context.router.name() => {
+                                context.counters.bump(Counter::RefusedHop);
+                                return self.answer(reply, Outcome::Refused(Code::NoSuchClient), None);
+                            }
+                            from => from,
+                        };
                         let body = Bytes::copy_from_slice(body.as_bytes());
-                        last.link = self.send(to, body, reply, context).await;
+                        last.link = self.send(from, to, body, reply, context).await;
                     }
                     Err(error) => {
                         let text = format!("`to` is not HOST:PORT:ID: {error}");
@@ -356,6 +369,19 @@ impl LineSession {
         }
     }
 
+    /// Whom a line is from that a legacy server passes on: it says so, and comes from where that server is. In a box, as
+    /// it would be moved about with each message of all others, too.
+    fn legacy_sender(&self, line: &[u8], context: &ClientContext) -> Option<Box<Address>> {
+        if !context.router.has_legacy_at(self.remote) {
+            return None;
+        }
+        let from: Address = handover::claimed_from(line)?.parse().ok()?;
+        context
+            .router
+            .speaks_for(self.remote, &from.node)
+            .then(|| Box::new(from))
+    }
+
     /// Shows another token: if it is of the same client, that holds from now on.
     async fn log_in_again(&self, token: &str, context: &ClientContext) -> Result<(), String> {
         let login = context.log_in(Ok(token)).await?;
@@ -367,15 +393,22 @@ impl LineSession {
         Ok(())
     }
 
-    /// Sends a message. Gives the link that it took, if it took one.
-    async fn send(&self, to: Address, body: Bytes, reply: Reply, context: &ClientContext) -> Option<Arc<Link>> {
+    /// Sends a message, of the client if it is `from` no other. Gives the link that it took, if it took one.
+    async fn send(
+        &self,
+        from: Option<Box<Address>>,
+        to: Address,
+        body: Bytes,
+        reply: Reply,
+        context: &ClientContext,
+    ) -> Option<Arc<Link>> {
         if !self.permit.may_send(&to) {
             context.counters.bump(Counter::RefusedPermission);
             self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
             return None;
         }
         let mut message = Message {
-            from: self.address.clone(),
+            from: from.map_or_else(|| self.address.clone(), |from| *from),
             to,
             prompt: reply.is_some() || body.len() > SMALL_BODY,
             body,
@@ -425,6 +458,8 @@ impl LineSession {
             (Some(id), _) => self
                 .outbox
                 .push_notice(|out, _| line::write_receipt(out, &id, outcome, text)),
+            // All went as well as it can, and there is no line that says so.
+            (None, Some(Code::Unconfirmed)) => {}
             (None, Some(code)) => {
                 let text = text.unwrap_or_else(|| code.advice());
                 match outcome {

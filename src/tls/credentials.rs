@@ -8,6 +8,7 @@
 //! Those who were let in by a certificate are on a [roll](Credentials::admit). When trust has changed each of them is
 //! judged anew, and whoever would not be let in any more is closed, as is whoever's certificate is over.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,9 +71,27 @@ pub(crate) struct Credentials {
 #[derive(Debug)]
 struct Listed {
     role: Role,
-    connection: Connection,
-    chain: Vec<CertificateDer<'static>>,
+    guest: Arc<dyn Guest>,
+    chain: Arc<[CertificateDer<'static>]>,
     until: SystemTime,
+}
+
+/// Who was let in by a certificate.
+pub(crate) trait Guest: fmt::Debug + Send + Sync {
+    /// Ends it, as its certificate is no good any more. May come more than once.
+    fn turn_out(&self, why: &str);
+}
+
+/// What the other side of whatever is closed for its certificate is told.
+pub(crate) const TURNED_OUT: &str = "the certificate is no good any more";
+
+impl Guest for Connection {
+    fn turn_out(&self, why: &str) {
+        if self.close_reason().is_none() {
+            warn!(remote = %self.remote_address(), "closed a connection, as its certificate is no good any more: {why}");
+            self.close(close::IDENTITY, TURNED_OUT.as_bytes());
+        }
+    }
 }
 
 /// Someone's place on the roll, until it is dropped.
@@ -126,16 +145,27 @@ impl Credentials {
         self.wanted.notify_one();
     }
 
-    /// Lets someone in for as long as the certificates that it showed are good.
+    /// Lets a connection in for as long as the certificates that it showed are good.
     pub(crate) fn admit(self: &Arc<Self>, role: Role, connection: &Connection) -> Result<Entry, NoGood> {
+        let chain = peer_chain(connection).unwrap_or_default();
+        self.admit_by(role, chain, Arc::new(connection.clone()))
+    }
+
+    /// Lets someone in for as long as these certificates, which it has proved, are good.
+    pub(crate) fn admit_by(
+        self: &Arc<Self>,
+        role: Role,
+        chain: Vec<CertificateDer<'static>>,
+        guest: Arc<dyn Guest>,
+    ) -> Result<Entry, NoGood> {
         let unreadable = || NoGood("it can't be read".to_owned());
-        let chain = peer_chain(connection).ok_or_else(unreadable)?;
+        let chain: Arc<[_]> = chain.into();
         let until = valid_until(&chain).ok_or_else(unreadable)?;
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         let listed = Listed {
             role,
-            connection: connection.clone(),
-            chain: chain.clone(),
+            guest,
+            chain: Arc::clone(&chain),
             until,
         };
         self.roll.insert(key, listed);
@@ -268,11 +298,11 @@ impl Credentials {
         let listed: Vec<_> = self
             .roll
             .iter()
-            .map(|listed| (listed.role, listed.connection.clone(), listed.chain.clone()))
+            .map(|listed| (listed.role, Arc::clone(&listed.guest), Arc::clone(&listed.chain)))
             .collect();
-        for (role, connection, chain) in listed {
+        for (role, guest, chain) in listed {
             if let Err(why) = self.judge(role, &chain) {
-                turn_out(&connection, &why);
+                guest.turn_out(&why);
             }
             // Signatures are checked, and there may be many: the others have their turns.
             tokio::task::yield_now().await;
@@ -281,7 +311,7 @@ impl Credentials {
 
     fn close_those_over(&self, now: SystemTime) {
         for listed in self.roll.iter().filter(|listed| listed.until < now) {
-            turn_out(&listed.connection, "it has expired");
+            listed.guest.turn_out("it has expired");
         }
     }
 }
@@ -291,13 +321,6 @@ pub(crate) fn looks() -> Interval {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look
-}
-
-fn turn_out(connection: &Connection, why: &str) {
-    if connection.close_reason().is_none() {
-        warn!(remote = %connection.remote_address(), "closed a connection, as its certificate is no good any more: {why}");
-        connection.close(close::IDENTITY, b"the certificate is no good any more");
-    }
 }
 
 impl NodeTls {

@@ -14,6 +14,7 @@
 pub(crate) mod credentials;
 mod files;
 pub(crate) mod identity;
+pub(crate) mod redis;
 
 use std::fmt;
 use std::path::Path;
@@ -40,6 +41,9 @@ use identity::{Identity, IdentityError};
 /// The ALPN of links.
 pub(crate) const LINK_ALPN: &[u8] = b"trunkline-link/1";
 
+/// The ALPN of sessions between nodes over a bus.
+pub(crate) const BUS_ALPN: &[u8] = b"trunkline-bus/1";
+
 /// The ALPN of QUIC clients.
 pub(crate) const CLIENT_ALPN: &[u8] = b"trunkline/1";
 
@@ -65,6 +69,8 @@ pub(crate) struct NodeTls {
     clients: Option<Arc<Trust>>,
     link_server: Arc<QuicServerConfig>,
     link_client: Arc<QuicClientConfig>,
+    bus_server: Arc<ServerConfig>,
+    bus_client: Arc<ClientConfig>,
     client_server: Arc<QuicServerConfig>,
 }
 
@@ -193,19 +199,29 @@ impl NodeTls {
             let nodes_as_clients = Some(Arc::clone(&nodes.clients));
             let as_clients = clients.as_ref().map(|clients| Arc::clone(&clients.clients));
             Ok((
-                server(nodes_as_clients, certified(), LINK_ALPN)?.try_into()?,
+                server(nodes_as_clients.clone(), certified(), LINK_ALPN)?.try_into()?,
                 client(Arc::clone(&nodes.servers), Some(certified()), LINK_ALPN)?.try_into()?,
+                server(nodes_as_clients, certified(), BUS_ALPN)?,
+                client(Arc::clone(&nodes.servers), Some(certified()), BUS_ALPN)?,
                 server(as_clients, certified(), CLIENT_ALPN)?.try_into()?,
             ))
         };
-        let (link_server, link_client, client_server): (QuicServerConfig, QuicClientConfig, QuicServerConfig) =
-            configs().map_err(|error| Problem::Unfit(error.to_string()))?;
+        let made: (
+            QuicServerConfig,
+            QuicClientConfig,
+            ServerConfig,
+            ClientConfig,
+            QuicServerConfig,
+        ) = configs().map_err(|error| Problem::Unfit(error.to_string()))?;
+        let (link_server, link_client, bus_server, bus_client, client_server) = made;
         Ok(Self {
             own,
             nodes,
             clients,
             link_server: Arc::new(link_server),
             link_client: Arc::new(link_client),
+            bus_server: Arc::new(bus_server),
+            bus_client: Arc::new(bus_client),
             client_server: Arc::new(client_server),
         })
     }
@@ -233,6 +249,16 @@ impl NodeTls {
     /// For links that this node opens.
     pub(crate) fn link_client(&self) -> Arc<QuicClientConfig> {
         Arc::clone(&self.link_client)
+    }
+
+    /// For sessions that other nodes open to this one over a bus: the same rule.
+    pub(crate) fn bus_server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.bus_server)
+    }
+
+    /// For sessions that this node opens over a bus.
+    pub(crate) fn bus_client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.bus_client)
     }
 
     /// For QUIC clients: the node shows its certificate, and asks for one where it was told to.
@@ -406,7 +432,12 @@ pub(crate) fn peer_chain(connection: &quinn::Connection) -> Option<Vec<Certifica
 /// The node at the other end of a connection, as its certificate says.
 pub(crate) fn peer_node(connection: &quinn::Connection, cluster: &str) -> Result<NodeName, IdentityError> {
     let chain = peer_chain(connection).ok_or(IdentityError::NoCertificate)?;
-    Identity::of_chain(&chain)?.node_of(cluster)
+    node_of(&chain, cluster)
+}
+
+/// The node that certificates name which it has proved.
+pub(crate) fn node_of(chain: &[CertificateDer<'_>], cluster: &str) -> Result<NodeName, IdentityError> {
+    Identity::of_chain(chain)?.node_of(cluster)
 }
 
 /// The client at the other end of a connection, as its certificate says; `None` if it showed none.

@@ -339,7 +339,7 @@ impl Visitor<'_> for KeySeed {
 }
 
 /// A value of a key that means something.
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Text(Cow<'a, str>),
     /// As in Go's `encoding/json`: no value, what was there stays.
     Null,
@@ -347,7 +347,7 @@ enum Value<'a> {
     Other,
 }
 
-struct ValueSeed;
+pub(super) struct ValueSeed;
 
 impl<'a> DeserializeSeed<'a> for ValueSeed {
     type Value = Value<'a>;
@@ -484,7 +484,7 @@ fn code_into(out: &mut Vec<u8>, code: Code, text: &str) {
 }
 
 /// An address has no character that needs escaping in any format.
-fn address_into(out: &mut Vec<u8>, address: &Address) {
+pub(super) fn address_into(out: &mut Vec<u8>, address: &Address) {
     out.extend_from_slice(address.node.as_str().as_bytes());
     out.push(b':');
     out.extend_from_slice(address.id.as_str().as_bytes());

@@ -145,7 +145,11 @@ async fn the_same_ports_can_be_bound_at_once_after_a_shutdown() {
 #[tokio::test]
 async fn a_node_that_is_dropped_frees_its_ports() {
     let cluster = Cluster::start(2).await;
-    let Cluster { nodes, certs: _certs } = cluster;
+    let Cluster {
+        nodes,
+        certs: _certs,
+        redis: _redis,
+    } = cluster;
     let ports: Vec<_> = nodes.iter().map(Node::link_addr).collect();
     drop(nodes);
     eventually("the ports are free", || {
@@ -277,6 +281,23 @@ async fn bad_arguments_and_configurations() {
         (
             &["node", "--advertise", "127.0.0.1:1", "--peer", "127.0.0.1:1"],
             "this node itself",
+        ),
+        (&["node", "--legacy-node", "127.0.0.1"], "--legacy-node"),
+        (
+            &["node", "--advertise", "127.0.0.1:1", "--legacy-node", "127.0.0.1:1"],
+            "--legacy-node 127.0.0.1:1 is this node itself",
+        ),
+        (
+            &[
+                "node",
+                "--advertise",
+                "127.0.0.1:1",
+                "--peer",
+                "127.0.0.1:2",
+                "--legacy-node",
+                "127.0.0.1:2",
+            ],
+            "leave out --peer",
         ),
         (&["send", "hello"], "--to"),
         (&["send", "--to", "nowhere", "hello"], "--to"),

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use tempfile::TempDir;
-use trunkline::{Client, Config, Node, NodeName, Peer, certs};
+use trunkline::{Client, Config, Node, NodeName, Peer, certs, config};
 
-use super::{LineClient, eventually, free_token, own_port, within};
+use super::{LineClient, Redis, eventually, free_token, own_port, within};
 
 /// The name of a test's `index`-th node. Nothing is bound to it: nodes and clients are told where to connect.
 pub(crate) fn name(index: usize) -> NodeName {
@@ -20,10 +20,15 @@ pub(crate) struct Certs(TempDir);
 impl Certs {
     /// Certificates for that many nodes and the client `guest`, of an authority that no other has.
     pub(crate) fn make(nodes: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let names: Vec<_> = (0..nodes).map(name).collect();
+        Self::named(&names)
+    }
+
+    /// The same for nodes of these names.
+    pub(crate) fn named(names: &[NodeName]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let guest = "guest".parse().unwrap();
-        certs::make_for(dir.path(), &names, &[guest], certs::DEFAULT_CLUSTER).unwrap();
+        certs::make_for(dir.path(), names, &[guest], certs::DEFAULT_CLUSTER).unwrap();
         Self(dir)
     }
 
@@ -51,11 +56,33 @@ pub(crate) fn node_config(certs: &Certs, index: usize) -> Config {
     }
 }
 
-/// Nodes, each linked to each other.
+/// Nodes, each linked to each other: by QUIC, or by Redis if `TRUNKLINE_TEST_CARRIER` says `redis`. The same tests are
+/// to pass either way.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) certs: Certs,
     pub(crate) nodes: Vec<Node>,
+    /// What the nodes are joined by, if it is not QUIC.
+    pub(crate) redis: Option<Redis>,
+}
+
+/// What the environment wants nodes to be joined by.
+async fn carrier() -> Option<Redis> {
+    match std::env::var("TRUNKLINE_TEST_CARRIER").as_deref() {
+        Ok("redis") => Some(Redis::start().await),
+        Ok("quic") | Err(_) => None,
+        Ok(other) => panic!("TRUNKLINE_TEST_CARRIER is {other}, not quic or redis"),
+    }
+}
+
+/// How a node reaches it.
+pub(crate) fn redis_config(redis: &Redis) -> config::Redis {
+    config::Redis {
+        urls: vec![redis.url().parse().unwrap()],
+        prefix: "test".to_owned(),
+        ca: None,
+        plaintext: false,
+    }
 }
 
 impl Cluster {
@@ -71,16 +98,20 @@ impl Cluster {
     /// The same, with certificates that are there.
     pub(crate) async fn start_on(certs: Certs, count: usize, adjust: impl Fn(&mut Config)) -> Self {
         let mut nodes: Vec<Node> = Vec::new();
+        let redis = carrier().await;
         for index in 0..count {
             let mut config = node_config(&certs, index);
-            config.peers = nodes.iter().map(peer).collect();
+            match &redis {
+                Some(redis) => config.redis = Some(redis_config(redis)),
+                None => config.peers = nodes.iter().map(peer).collect(),
+            }
             adjust(&mut config);
             nodes.push(Node::start(config).await.unwrap());
         }
         for node in &nodes {
             linked(node, count - 1).await;
         }
-        Self { certs, nodes }
+        Self { certs, nodes, redis }
     }
 
     /// A new legacy client of a node.
