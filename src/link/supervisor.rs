@@ -208,6 +208,7 @@ impl Supervisor {
                 },
                 Some(opened) = self.opening.next() => match opened {
                     Ok(greeted) => self.consider(greeted).await,
+                    Err(error) if self.link.is_up() => debug!(peer = %self.link.peer(), "no session is needed: {error}"),
                     Err(error) => self.dial_failed(&error),
                 },
                 () = sleep_until(self.dial_at.into()), if waiting => {}
@@ -284,6 +285,10 @@ impl Supervisor {
     }
 
     fn open_if_wanted(&mut self) {
+        // As with dials: the node that follows sees it through.
+        if self.link.decides && !self.opening.is_empty() && self.link.adoption.lock().live(Rank::Relayed) != 0 {
+            self.opening.clear();
+        }
         if self.wants_bus()
             && self.open_at <= Instant::now()
             && let Some(hub) = &self.context.hub

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::handshake::Party;
 use crate::address::NodeName;
@@ -123,7 +123,8 @@ impl Hub {
     pub(crate) async fn run(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
         while let Some(event) = events.recv().await {
             match event {
-                Event::Subscribed => info!("this node listens at Redis"),
+                // The bus has said so.
+                Event::Subscribed => {}
                 Event::Lost(why) => {
                     warn!("the subscription at Redis broke, and is made anew: {why}");
                     // Packets may be missing. Each session ends once it has read those that are there.
