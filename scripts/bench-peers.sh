@@ -68,13 +68,11 @@ need_rust
 
 own_what_runs
 
-heading "Build"
-cargo build --release --locked --workspace
-bin="${CARGO_TARGET_DIR:-target}/release"
+build_to_measure
 trunkline="${TRUNKLINE_BIN:-$bin/trunkline}"
 if [[ -n "$list" ]]; then
     heading "Workloads"
-    "$bin/trunkline-lab-peers" --list
+    "$tools/trunkline-lab-peers" --list
     exit
 fi
 
@@ -83,7 +81,7 @@ heading "Compare"
 limit=$((rounds * (600 + 60 * seconds)))
 # Jobs are process groups in this mode.
 set -m
-TMPDIR="$temp" timeout --foreground "$limit" "$bin/trunkline-lab-peers" --trunkline "$trunkline" --rounds "$rounds" \
+TMPDIR="$temp" timeout --foreground "$limit" "$tools/trunkline-lab-peers" --trunkline "$trunkline" --rounds "$rounds" \
     --seconds "$seconds" --table "$temp/table" --plots "$temp/plots" "${only[@]}" </dev/null &
 run_pid=$!
 set +m

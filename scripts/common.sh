@@ -103,3 +103,15 @@ end_what_runs() {
     rm -rf "$temp"
     exit "$code"
 }
+
+# Builds the program, and the programs that measure it: `$bin` and `$tools` are where they are then. Options say which of the latter.
+#   build_to_measure [--bin NAME]…
+build_to_measure() {
+    heading "Build"
+    local which=("$@")
+    ((${#which[@]} > 0)) || which=(--bins)
+    cargo build --release --locked --bin trunkline
+    cargo build --profile lab --locked -p trunkline-lab "${which[@]}"
+    # shellcheck disable=SC2034 # for the scripts that source this
+    bin="${CARGO_TARGET_DIR:-target}/release" tools="${CARGO_TARGET_DIR:-target}/lab"
+}

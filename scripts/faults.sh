@@ -65,16 +65,13 @@ trap 'exit 129' HUP
 
 need_rust
 
-heading "Build"
-cargo build --release --locked -p trunkline -p trunkline-lab \
-    --bin trunkline --bin trunkline-lab-client --bin trunkline-lab-faults
-bin="${CARGO_TARGET_DIR:-target}/release"
+build_to_measure --bin trunkline-lab-client --bin trunkline-lab-faults
 
 heading "$faults faults"
 # Jobs are process groups in this mode.
 set -m
-timeout --foreground --kill-after=30 "$DEADLINE" "$bin/trunkline-lab-faults" --node "$bin/trunkline" \
-    --client "$bin/trunkline-lab-client" --faults "$faults" --logs "$logs" "${more[@]}" &
+timeout --foreground --kill-after=30 "$DEADLINE" "$tools/trunkline-lab-faults" --node "$bin/trunkline" \
+    --client "$tools/trunkline-lab-client" --faults "$faults" --logs "$logs" "${more[@]}" &
 run_pid=$!
 set +m
 code=0

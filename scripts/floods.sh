@@ -23,16 +23,14 @@ need_rust
 
 own_what_runs
 
-heading "Build"
-cargo build --release --locked --workspace
-bin="${CARGO_TARGET_DIR:-target}/release"
+build_to_measure
 
 heading "Floods"
 # Ten thousand connections are two descriptors each on one machine.
 ulimit -n "$(ulimit -Hn)"
 # Jobs are process groups in this mode.
 set -m
-TMPDIR="$temp" "$bin/trunkline-lab-floods" run --trunkline "${TRUNKLINE_BIN:-$bin/trunkline}" --table "$temp/table" \
+TMPDIR="$temp" "$tools/trunkline-lab-floods" run --trunkline "${TRUNKLINE_BIN:-$bin/trunkline}" --table "$temp/table" \
     "${flags[@]}" </dev/null &
 run_pid=$!
 set +m

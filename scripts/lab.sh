@@ -111,11 +111,9 @@ if [[ " ${targets[*]} " == *" nats "* ]] && ! command -v nats-server >/dev/null;
 fi
 need_rust
 
-heading "Build"
-cargo build --release --locked --workspace
-bin="${CARGO_TARGET_DIR:-target}/release"
+build_to_measure
 trunkline="${TRUNKLINE_BIN:-$bin/trunkline}"
-mapfile -t all_rows < <("$bin/trunkline-lab-load" --rows)
+mapfile -t all_rows < <("$tools/trunkline-lab-load" --rows)
 ((${#rows[@]} > 0)) || rows=("${all_rows[@]}")
 for row in "${rows[@]}"; do
     [[ " ${all_rows[*]} " == *" $row "* ]] || die "no row is called $row; there are: ${all_rows[*]}"
@@ -130,7 +128,7 @@ for ns in "$ns_a" "$ns_b"; do
     made+=("$ns")
     ip -n "$ns" link set lo up
 done
-nice -n -10 "$bin/trunkline-lab-wire" --a "$ns_a" --b "$ns_b" --control "$temp/wire.sock" >"$temp/wire.log" 2>&1 &
+nice -n -10 "$tools/trunkline-lab-wire" --a "$ns_a" --b "$ns_b" --control "$temp/wire.sock" >"$temp/wire.log" 2>&1 &
 wire_pid=$!
 if ! await "$wire_pid" test -S "$temp/wire.sock"; then
     cat "$temp/wire.log" >&2
@@ -196,12 +194,12 @@ heading "Rows: ${rows[*]}; relays: ${targets[*]}"
 for row in "${rows[@]}"; do
     for target in "${targets[@]}"; do
         ports=()
-        for ((link = 0; link < $("$bin/trunkline-lab-load" --links "$row"); link++)); do
+        for ((link = 0; link < $("$tools/trunkline-lab-load" --links "$row"); link++)); do
             "start_$target" "$((FIRST_PORT + link))"
         done
         # Jobs are process groups in this mode. A signal is followed while one is waited for.
         set -m
-        nice -n -10 timeout --foreground "$ROW_DEADLINE" "$bin/trunkline-lab-load" --target "$target" --row "$row" \
+        nice -n -10 timeout --foreground "$ROW_DEADLINE" "$tools/trunkline-lab-load" --target "$target" --row "$row" \
             --seconds "$seconds" --a "$ns_a" --b "$ns_b" --wire "$temp/wire.sock" "${ports[@]}" \
             --json "$temp/json/$row-$target.json" </dev/null &
         load_pid=$!
@@ -225,7 +223,7 @@ if [[ " ${targets[*]} " == *" nats "* ]]; then
 fi
 cpu="$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
 mkdir -p "$out"
-"$bin/trunkline-lab-report" --figures "$temp/json" --out "$out" --seconds "$seconds" \
+"$tools/trunkline-lab-report" --figures "$temp/json" --out "$out" --seconds "$seconds" \
     --fact "Date: $(date -u +%F)" \
     --fact "Machine: $(nproc) cores, ${cpu:-$(uname -m)}" \
     --fact "Kernel: $(uname -s) $(uname -r | grep -oE '^[0-9]+\.[0-9]+')" \

@@ -27,9 +27,7 @@ need_rust
 
 own_what_runs
 
-heading "Build"
-cargo build --release --locked --workspace
-bin="${CARGO_TARGET_DIR:-target}/release"
+build_to_measure
 read -ra builds <<<"${TRUNKLINE_BIN:-$bin/trunkline}"
 
 for scenario in "${scenarios[@]}"; do
@@ -41,7 +39,7 @@ for scenario in "${scenarios[@]}"; do
     esac
     # Jobs are process groups in this mode.
     set -m
-    TMPDIR="$temp" "$bin/trunkline-lab-slow" "$scenario" "${builds[@]/#/--trunkline=}" "${flags[@]}" </dev/null &
+    TMPDIR="$temp" "$tools/trunkline-lab-slow" "$scenario" "${builds[@]/#/--trunkline=}" "${flags[@]}" </dev/null &
     run_pid=$!
     set +m
     wait "$run_pid"
