@@ -109,9 +109,14 @@ impl Router {
         self.legacy.values()
     }
 
+    /// Whether there is any legacy server.
+    pub(crate) fn has_legacy(&self) -> bool {
+        !self.legacy.is_empty()
+    }
+
     /// Whether there may be a legacy server at this address.
     pub(crate) fn has_legacy_at(&self, ip: IpAddr) -> bool {
-        !self.legacy.is_empty() && self.legacy().any(|server| server.is_at(ip))
+        self.legacy().any(|server| server.is_at(ip))
     }
 
     /// Whether a connection from this address speaks for the clients of this node: it is a legacy server that is there.

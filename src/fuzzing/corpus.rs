@@ -132,5 +132,5 @@ macro_rules! targets_find_nothing {
 }
 
 targets_find_nothing! {
-    legacy_stream legacy_line legacy_writers client_header client_control link_frames link_message names certificates tokens redis_answers machine
+    legacy_stream legacy_line legacy_writers client_header client_control link_frames link_message names certificates tokens redis_answers packets machine
 }

@@ -40,6 +40,7 @@ use crate::tls::identity::{Holder, Identity};
 use crate::wire::escape::escape_into;
 use crate::wire::framing::{Lines, READ_MAX, TooLong};
 use crate::wire::line::Format;
+use crate::wire::packet::{self, Item, Packet};
 use crate::wire::resp::{Answers, NotResp, Value};
 use crate::wire::{client, handover, line, link};
 
@@ -61,6 +62,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("certificates", certificates),
     ("tokens", tokens),
     ("redis_answers", redis_answers),
+    ("packets", packets),
     ("machine", machine),
 ];
 
@@ -728,5 +730,34 @@ pub fn tokens(data: &[u8]) {
     // Signed with the same bytes, and named as what they are not.
     for header in ["{\"alg\":\"none\"}", "{\"alg\":\"EdDSA\"}", "{\"alg\":\"HS384\"}"] {
         assert!(judge(&signed(header.as_bytes())).is_err());
+    }
+}
+
+/// What comes by a bus: a packet, and the items of one that was opened.
+pub fn packets(data: &[u8]) {
+    let bytes = Bytes::copy_from_slice(data);
+    if let Ok(read) = packet::read(bytes.clone()) {
+        let written = match &read {
+            Packet::Open {
+                session,
+                epoch,
+                from,
+                tls,
+            } => packet::open(*session, *epoch, from, tls),
+            Packet::Shake { session, epoch, tls } => packet::shake(*session, *epoch, tls),
+            Packet::Sealed { bytes, .. } => bytes.clone(),
+        };
+        assert_eq!(packet::read(written), Ok(read));
+    }
+    let mut items = BytesMut::from(data);
+    while let Ok(Some(item)) = packet::next_item(&mut items) {
+        let mut out = BytesMut::new();
+        match &item {
+            Item::Message(content) => packet::write_message(&mut out, |out| out.extend_from_slice(content)),
+            Item::Frame(content) => packet::write_frame(&mut out, |out| out.extend_from_slice(content)),
+            Item::Close { code, reason } => packet::write_close(&mut out, *code, reason),
+        }
+        assert_eq!(packet::next_item(&mut out), Ok(Some(item)));
+        assert!(out.is_empty());
     }
 }

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::mpsc;
-use tracing::warn;
 
 use super::handshake::Party;
 use crate::address::NodeName;
@@ -123,10 +122,9 @@ impl Hub {
     pub(crate) async fn run(self: Arc<Self>, mut events: mpsc::Receiver<Event>) {
         while let Some(event) = events.recv().await {
             match event {
-                // The bus has said so.
+                // Of both the bus has told.
                 Event::Subscribed => {}
-                Event::Lost(why) => {
-                    warn!("the subscription at Redis broke, and is made anew: {why}");
+                Event::Lost(_) => {
                     // Packets may be missing. Each session ends once it has read those that are there.
                     self.sessions.clear();
                 }

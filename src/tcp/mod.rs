@@ -57,17 +57,21 @@ pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: A
                 match admit(remote, &descriptors, &logins, &context) {
                     Ok((places, login)) => {
                         context.tracker.clone().spawn(async move {
-                            match login::come_in(&mut socket, login, &context).await {
-                                Ok((lines, login)) => session::serve(socket, lines, login, &context, &places.0).await,
+                            // Nothing of this is kept while the client is served.
+                            let (lines, login) = match login::come_in(&mut socket, login, &context).await {
+                                Ok(let_in) => let_in,
                                 // Its places are its own until it is gone.
-                                Err(Some((code, text))) => {
-                                    debug!(%remote, "turned away: {text}");
-                                    if let Ok(_place) = turned_away.try_acquire() {
+                                Err(refusal) => {
+                                    if let Some((code, text)) = refusal
+                                        && let Ok(_place) = turned_away.try_acquire()
+                                    {
+                                        debug!(%remote, "turned away: {text}");
                                         turn_away(socket, code, &text).await;
                                     }
+                                    return drop(places);
                                 }
-                                Err(None) => {}
-                            }
+                            };
+                            session::serve(socket, lines, login, &context, &places.0).await;
                             drop(places);
                         });
                     }

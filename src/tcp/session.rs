@@ -63,8 +63,8 @@ type Reply = Option<SmolStr>;
 /// A legacy client.
 pub(super) struct LineSession {
     address: Address,
-    /// Where the connection comes from.
-    remote: IpAddr,
+    /// Where the connection comes from, if that matters: where there are legacy servers.
+    remote: Option<Box<IpAddr>>,
     pub(super) outbox: Outbox,
     pub(super) flow: Mutex<Flow<Reply>>,
     restraint: Restraint,
@@ -103,8 +103,7 @@ pub(super) async fn serve(
 ) {
     // Small lines are to leave at once; batching is done here, not by the kernel.
     let _ = socket.set_nodelay(true);
-    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6);
-    let _ = SockRef::from(&socket).set_tcp_keepalive(&keep_alive);
+    keep_alive(&socket);
     let registry = context.router.registry();
     let id = match &login {
         Some(login) => login.subject.clone(),
@@ -136,6 +135,12 @@ pub(super) async fn serve(
     }
 }
 
+/// Has the system look after a connection on which nothing is said.
+fn keep_alive(socket: &TcpStream) {
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 6);
+    let _ = SockRef::from(socket).set_tcp_keepalive(&keep_alive);
+}
+
 impl LineSession {
     /// A client that is let in under this id, with what its login allows.
     pub(super) fn new(
@@ -149,7 +154,7 @@ impl LineSession {
                 node: context.router.name().clone(),
                 id,
             },
-            remote: admission.remote(),
+            remote: context.router.has_legacy().then(|| Box::new(admission.remote())),
             outbox: Outbox::new(context.limits.outbox_bytes, Arc::clone(&context.buffers)),
             flow: Mutex::new(Flow::new(context.limits.window())),
             restraint: admission.restraint(context, login),
@@ -372,14 +377,12 @@ impl LineSession {
     /// Whom a line is from that a legacy server passes on: it says so, and comes from where that server is. In a box, as
     /// it would be moved about with each message of all others, too.
     fn legacy_sender(&self, line: &[u8], context: &ClientContext) -> Option<Box<Address>> {
-        if !context.router.has_legacy_at(self.remote) {
+        let remote = *self.remote.as_deref()?;
+        if !context.router.has_legacy_at(remote) {
             return None;
         }
         let from: Address = handover::claimed_from(line)?.parse().ok()?;
-        context
-            .router
-            .speaks_for(self.remote, &from.node)
-            .then(|| Box::new(from))
+        context.router.speaks_for(remote, &from.node).then(|| Box::new(from))
     }
 
     /// Shows another token: if it is of the same client, that holds from now on.
