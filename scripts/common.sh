@@ -61,6 +61,30 @@ install_program() {
         cargo install "$1" --locked "${@:2}"
 }
 
+# Makes sure that the programs are there which the tests talk to nodes with, and the Redis that they start.
+need_test_programs() {
+    # The tests talk to nodes as people do: with the real programs.
+    if ! command -v nc >/dev/null || ! { nc -h 2>&1 || true; } | grep -q OpenBSD || ! command -v telnet >/dev/null; then
+        install_packages "OpenBSD's nc or telnet is missing" netcat-openbsd telnet
+    fi
+    # Started by the tests, on ports of their own.
+    if ! command -v redis-server >/dev/null; then
+        install_packages "redis-server is missing" redis-server
+    fi
+}
+
+# Runs the tests with whole nodes, and has CARRIER join those (`tests/it/support/carrier.rs` says what there is); with
+# NAMEs only those whose names contain one.
+#   test_over CARRIER [NAME…]
+test_over() {
+    local carrier="$1" runner=(cargo test --workspace --test it --locked --)
+    shift
+    if cargo nextest --version >/dev/null 2>&1; then
+        runner=(cargo nextest run --workspace --test it --locked)
+    fi
+    TRUNKLINE_TEST_CARRIER="$carrier" "${runner[@]}" "$@"
+}
+
 # Waits until a command succeeds. Fails when DEADLINE seconds are over, or at once when a process is gone.
 #   await PID COMMAND…
 await() {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What is too long for every change, to be run each night; stops at the first failure:
-#   scripts/nightly.sh                  a million schedules of the delivery machine; then 200 faults
+#   scripts/nightly.sh                  a million schedules of the delivery machine; then 200 faults; then all tests with
+#                                       nodes, joined by Redis and by a Redis Cluster
 #   scripts/nightly.sh --schedules N    that many schedules
 #   scripts/nightly.sh --faults N       that many faults
 #   scripts/nightly.sh --first SEED     the first schedule's seed, in place of one made of the time: each night plays others
@@ -51,5 +52,12 @@ grep -qw "$schedules schedules" "$output" || die "the schedules were not played:
 heading "Faults: $faults of them, under whole nodes"
 scripts/faults.sh --faults "$faults"
 
+need_test_programs
+for carrier in redis redis-cluster; do
+    heading "Tests with nodes that are joined by $carrier"
+    test_over "$carrier" 2>&1 | tee -a "$output"
+done
+
 heading "All passed"
 grep -ow "$schedules schedules: .*" "$output"
+grep -E '^ *Summary |^test result: ' "$output"

@@ -17,14 +17,7 @@ repo() {
 
 heading "What the tests need"
 need_rust
-# The tests talk to nodes as people do: with the real programs.
-if ! command -v nc >/dev/null || ! { nc -h 2>&1 || true; } | grep -q OpenBSD || ! command -v telnet >/dev/null; then
-    install_packages "OpenBSD's nc or telnet is missing" netcat-openbsd telnet
-fi
-# And to a real Redis. Started by the tests, on ports of their own.
-if ! command -v redis-server >/dev/null; then
-    install_packages "redis-server is missing" redis-server
-fi
+need_test_programs
 for component in fmt clippy; do
     if ! cargo "$component" --version >/dev/null 2>&1; then
         name="${component/fmt/rustfmt}"
@@ -79,6 +72,12 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-it
 
 heading "Tests: ${runner[*]}"
 "${runner[@]}" 2>&1 | tee "$totals"
+
+# Those in which much goes from node to node, or nodes come and go; scripts/nightly.sh runs all.
+over_redis=(exchange:: legacy:: mixed:: load:: kill:: slow_readers:: real_tools:: resume::connections_that_break
+    resume::nothing_is_lost shutdown::what_was_accepted shutdown::the_same_ports_can_be_bound_at_once_after_a_shutdown)
+heading "Tests with nodes that are joined by Redis: ${over_redis[*]}"
+test_over redis "${over_redis[@]}" 2>&1 | tee -a "$totals"
 
 heading "Documentation's examples: cargo test --doc"
 cargo test --doc --locked 2>&1 | tee -a "$totals"

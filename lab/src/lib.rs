@@ -7,6 +7,7 @@
 //! | `namespace` | threads in another network namespace |
 //! | `process` | programs whose log is read, and directories, that end with their owner |
 //! | `nodes` | linked nodes as processes on loopback |
+//! | `redis_server` | redis-servers, alone or as a cluster |
 //! | `row` | what is measured: the wires, and the load on each |
 //! | `figures` | pure: checks what arrives, and sums it up |
 //! | `talk` | conversations that are measured while something else goes on |
@@ -34,6 +35,7 @@ pub mod nodes;
 pub mod peers;
 pub mod process;
 pub mod proxy;
+pub mod redis_server;
 pub mod report;
 pub mod row;
 pub mod schedule;

@@ -2,22 +2,20 @@
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use trunkline::bench::speech::{Said, Speech};
 use trunkline::bench::{Target, Transport};
 use trunkline::certs;
 
 use crate::nodes::{Join, Mesh};
 use crate::process::{DEADLINE, Directory, Log, Process};
+use crate::redis_server::Server;
 use crate::trials::{Clients, Relay};
-
-/// How often to try another port where one was taken.
-const DRAWS: u32 = 10;
 
 /// How long to wait for a message before the next is sent, while a route comes up.
 const PROBE: Duration = Duration::from_millis(20);
@@ -39,11 +37,11 @@ pub enum Running {
     /// Trunkline.
     Trunkline(Mesh),
     /// Trunkline, joined by a redis-server.
-    Joined(Mesh, Redis),
+    Joined(Mesh, Server),
     /// nats-server.
     Nats(Nats),
     /// redis-server.
-    Redis(Redis),
+    Redis(Server),
 }
 
 impl Running {
@@ -59,13 +57,13 @@ impl Running {
                 Self::Trunkline(Mesh::start(&programs.trunkline, nodes, &flags)?)
             }
             Relay::Joined { nodes } => {
-                let redis = Redis::start(&programs.redis)?;
-                let flags = ["--redis".to_owned(), format!("redis://{}", redis.at)];
+                let server = redis(&programs.redis)?;
+                let flags = ["--redis".to_owned(), format!("redis://{}", server.addr())];
                 let mesh = Mesh::start_joined(&programs.trunkline, nodes, &flags, Join::Flags)?;
-                Self::Joined(mesh, redis)
+                Self::Joined(mesh, server)
             }
             Relay::Nats { servers, tls } => Self::Nats(Nats::start(&programs.nats, servers, tls)?),
-            Relay::Redis => Self::Redis(Redis::start(&programs.redis)?),
+            Relay::Redis => Self::Redis(redis(&programs.redis)?),
         })
     }
 
@@ -82,7 +80,7 @@ impl Running {
                     .collect()
             }
             Self::Nats(nats) => nats.servers.iter().map(|(_, at)| *at).collect(),
-            Self::Redis(redis) => vec![redis.at],
+            Self::Redis(redis) => vec![redis.addr()],
         }
     }
 
@@ -117,10 +115,10 @@ impl Running {
             Self::Trunkline(mesh) => mesh.nodes.iter().map(crate::nodes::Node::id).collect(),
             Self::Joined(mesh, redis) => {
                 let nodes = mesh.nodes.iter().map(crate::nodes::Node::id);
-                nodes.chain([redis.process.id()]).collect()
+                nodes.chain([redis.id()]).collect()
             }
             Self::Nats(nats) => nats.servers.iter().map(|(process, _)| process.id()).collect(),
-            Self::Redis(redis) => vec![redis.process.id()],
+            Self::Redis(redis) => vec![redis.id()],
         }
     }
 
@@ -259,41 +257,9 @@ fn carries(from: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
     bail!("nothing came within {DEADLINE:?}")
 }
 
-/// A server. Its directory goes with it.
-#[derive(Debug)]
-pub struct Redis {
-    process: Process,
-    at: SocketAddr,
-    _dir: Directory,
-}
-
-impl Redis {
-    fn start(program: &Path) -> anyhow::Result<Self> {
-        for _ in 0..DRAWS {
-            let dir = Directory::new()?;
-            // It takes no port 0, and whoever asks at the same time may get the one that was free.
-            let at = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-            let mut command = Command::new(program);
-            command
-                .args([
-                    "--bind",
-                    &at.ip().to_string(),
-                    "--port",
-                    &at.port().to_string(),
-                    "--dir",
-                ])
-                .arg(dir.path())
-                .args(["--save", "", "--appendonly", "no"])
-                .args(["--client-output-buffer-limit", "pubsub", "0", "0", "0"]);
-            let mut process = Process::start(&mut command, Log::Stdout)?;
-            match process.logged("Ready to accept connections") {
-                Ok(_) => return Ok(Self { process, at, _dir: dir }),
-                Err(error) if !process.has_ended()? => return Err(error),
-                Err(_) => {}
-            }
-        }
-        Err(anyhow!("redis-server does not start on any free port"))
-    }
+/// A server that throws nobody out for what it has not read.
+fn redis(program: &Path) -> anyhow::Result<Server> {
+    Server::of(program, &["--client-output-buffer-limit", "pubsub", "0", "0", "0"])
 }
 
 #[cfg(test)]

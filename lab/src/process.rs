@@ -8,6 +8,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
 
 /// How long anything that is waited for may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -29,7 +32,8 @@ pub enum Log {
 pub struct Process {
     name: String,
     child: Child,
-    log: Receiver<String>,
+    /// Behind a lock, so that several threads may share a program.
+    log: Mutex<Receiver<String>>,
 }
 
 impl Process {
@@ -59,12 +63,34 @@ impl Process {
                 }
             });
         }
+        let log = Mutex::new(log);
         Ok(Self { name, child, log })
     }
 
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it as `kill -9` does, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends it a signal, by its name without `SIG`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such signal, or the system refuses.
+    pub fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        let signal: Signal = format!("SIG{signal}").parse()?;
+        Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
     }
 
     /// Whether it has ended by itself.
@@ -82,7 +108,7 @@ impl Process {
     ///
     /// When none comes in time.
     pub fn line(&self) -> anyhow::Result<Option<String>> {
-        match self.log.recv_timeout(DEADLINE) {
+        match self.log.lock().recv_timeout(DEADLINE) {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => bail!("{} says nothing more", self.name),
@@ -114,7 +140,11 @@ impl Process {
             let Some((awaited, _)) = awaited else {
                 return Ok(found.map(Option::unwrap_or_default));
             };
-            let Ok(line) = self.log.recv_timeout(until.saturating_duration_since(Instant::now())) else {
+            let Ok(line) = self
+                .log
+                .lock()
+                .recv_timeout(until.saturating_duration_since(Instant::now()))
+            else {
                 bail!("{} does not say {awaited:?}; its last lines are {last:?}", self.name);
             };
             for (text, found) in texts.iter().zip(&mut found) {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Certs, NodeCommand, Process};
+use crate::support::{Carrier, Certs, NodeCommand, Process};
 
 /// Runs it with these arguments; gives its figures.
 async fn figures(args: &[&str]) -> Value {
@@ -14,9 +14,12 @@ async fn figures(args: &[&str]) -> Value {
 #[tokio::test]
 async fn messages_are_counted_checked_and_timed_whatever_clients_come_by() {
     let certs = Certs::make(2);
-    let first = NodeCommand::new(&certs, 0).start().await;
+    let carrier = Carrier::of_environment().await;
+    let mut command = NodeCommand::new(&certs, 0);
+    carrier.join_process(&mut command, &[]);
+    let first = command.start().await;
     let mut command = NodeCommand::new(&certs, 1);
-    command.peers = vec![first.as_peer()];
+    carrier.join_process(&mut command, &[first.peer()]);
     let mut second = command.start().await;
     second.process.stderr.until("\"link up\"").await;
     let dir = certs.dir().display().to_string();

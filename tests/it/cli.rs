@@ -12,7 +12,7 @@ use trunkline::Address;
 use trunkline::client::Event;
 use trunkline_lab::wire::Settings;
 
-use crate::support::{Certs, Cluster, LineClient, NodeCommand, Process, RawQuic, Relay, within};
+use crate::support::{Carrier, Certs, Cluster, LineClient, NodeCommand, Process, RawQuic, Relay, within};
 
 /// A command of a client, with its node and certificates.
 fn command(command: &str, node: SocketAddr, certs: &Certs, more: &[&str]) -> Process {
@@ -68,9 +68,12 @@ async fn send_takes_the_body_from_stdin() {
 #[tokio::test]
 async fn send_exits_with_2_when_nobody_knows() {
     let certs = Certs::make(2);
-    let mut victim = NodeCommand::new(&certs, 1).start().await;
+    let carrier = Carrier::of_environment().await;
+    let mut victim = NodeCommand::new(&certs, 1);
+    carrier.join_process(&mut victim, &[]);
+    let mut victim = victim.start().await;
     let mut node = NodeCommand::new(&certs, 0);
-    node.peers = vec![victim.as_peer()];
+    carrier.join_process(&mut node, &[victim.peer()]);
     let mut node = node.start().await;
     node.process.stderr.until("link up").await;
     // It has the message, and says nothing of it.

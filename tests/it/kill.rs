@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use trunkline::{Address, Node, Peer};
+use trunkline::{Address, Node};
 
 use crate::support::{
-    Certs, DEADLINE, LineClient, LineReader, LineWriter, NodeCommand, NodeProcess, RawQuic, linked,
-    message_line_with_id, name, node_config, within,
+    Carrier, Certs, DEADLINE, LineClient, LineReader, LineWriter, NodeCommand, NodeProcess, RawQuic, linked,
+    message_line_with_id, name, node_config, peer, within,
 };
 
 /// How soon after the node is up again its link must be.
 const LINKED_WITHIN: Duration = Duration::from_secs(2);
 
-/// Which node names the other.
+/// Which node names the other, and which is there first where none has to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialler {
     Survivor,
@@ -36,18 +36,18 @@ impl Pair {
         let mut config = node_config(&certs, 0);
         config.limits.link_wait = link_wait;
         let mut command = NodeCommand::new(&certs, 1);
+        let carrier = Carrier::of_environment().await;
         let (survivor, victim) = match dialler {
             Dialler::Survivor => {
+                carrier.join_process(&mut command, &[]);
                 let victim = command.start().await;
-                config.peers = vec![Peer {
-                    name: name(1),
-                    link: victim.link().into(),
-                }];
+                carrier.join(&mut config, vec![victim.peer()]);
                 (Node::start(config).await.unwrap(), victim)
             }
             Dialler::Victim => {
+                carrier.join(&mut config, Vec::new());
                 let survivor = Node::start(config).await.unwrap();
-                command.peers = vec![format!("{}={}", name(0), survivor.link_addr())];
+                carrier.join_process(&mut command, &[peer(&survivor)]);
                 (survivor, command.start().await)
             }
         };

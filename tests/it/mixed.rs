@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use trunkline::client::Event;
-use trunkline::{Address, Code, Config, Node, NodeName, Outcome, Peer};
+use trunkline::{Address, Code, Config, Node, NodeName, Outcome};
 
 use crate::support::{
-    Bystanders, Certs, Cluster, HELD, LegacyServer, LineClient, eventually, linked, message_line_with_id, node_config,
-    own_port, within,
+    Bystanders, Carrier, Certs, Cluster, HELD, LegacyServer, LineClient, eventually, linked, message_line_with_id,
+    node_config, own_port, peer, within,
 };
 
 /// Nodes that are known by where their clients connect, as a legacy server has to dial them there; each linked to each
@@ -21,27 +21,20 @@ async fn start_with(count: usize, servers: &[&NodeName], adjust: impl Fn(&mut Co
     let ports: Vec<SocketAddr> = (0..count).map(|_| own_port()).collect();
     let names: Vec<NodeName> = ports.iter().map(|&port| port.into()).collect();
     let certs = Certs::named(&names);
+    let carrier = Carrier::of_environment().await;
     let mut nodes: Vec<Node> = Vec::new();
     for port in ports {
         let mut config = node_config(&certs, 0);
         (config.tcp, config.advertise) = (Some(port.into()), Some(port.into()));
         config.legacy_nodes = servers.iter().map(|&server| server.clone()).collect();
-        let peer = |node: &Node| Peer {
-            name: node.name().clone(),
-            link: node.link_addr().into(),
-        };
-        config.peers = nodes.iter().map(peer).collect();
+        carrier.join(&mut config, nodes.iter().map(peer).collect());
         adjust(&mut config);
         nodes.push(Node::start(config).await.unwrap());
     }
     for node in &nodes {
         linked(node, count - 1).await;
     }
-    Cluster {
-        certs,
-        nodes,
-        redis: None,
-    }
+    Cluster { certs, nodes, carrier }
 }
 
 async fn start(count: usize, server: &LegacyServer) -> Cluster {

@@ -10,8 +10,8 @@ use trunkline::permission::Permissions;
 use trunkline::{Address, Client, ClientRule, Code, Config, Node, Outcome};
 
 use crate::support::{
-    Certs, Cluster, LONG, LineClient, LineReader, LineWriter, NodeCommand, Process, RawQuic, connect_quic, eventually,
-    free_token, name, node_config, now, own_port, sign, token, within,
+    Carrier, Certs, Cluster, LONG, LineClient, LineReader, LineWriter, NodeCommand, Process, RawQuic, connect_quic,
+    eventually, free_token, name, node_config, now, own_port, sign, token, within,
 };
 
 const CLIENT_ALPN: &[u8] = b"trunkline/1";
@@ -568,12 +568,14 @@ async fn a_client_that_comes_back_shows_the_token_that_it_has_renewed() {
 async fn an_id_granted_by_token_is_the_same_after_a_reconnect_and_a_restart() {
     let certs = Certs::with_token_key(2);
     let rule = ["--clients", "token"].map(str::to_owned);
+    let carrier = Carrier::of_environment().await;
     let mut there = NodeCommand::new(&certs, 1);
     there.extra = rule.to_vec();
+    carrier.join_process(&mut there, &[]);
     let there = there.start().await;
     let mut command = NodeCommand::new(&certs, 0);
     command.extra = rule.to_vec();
-    command.peers = vec![there.as_peer()];
+    carrier.join_process(&mut command, &[there.peer()]);
     let mut node = command.start().await;
     node.process.stderr.until("link up").await;
     let bobs = free_token(&certs, "bob");

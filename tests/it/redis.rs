@@ -1,33 +1,46 @@
 //! Nodes that are joined by Redis: nothing is lost whatever happens to it, and it learns nothing.
 //!
-//! The tests of `exchange`, `load`, `kill`, `shutdown` and others run over Redis too, with `TRUNKLINE_TEST_CARRIER=redis`.
+//! The tests of `exchange`, `load`, `kill`, `shutdown` and others run over Redis too, with `TRUNKLINE_TEST_CARRIER=redis`,
+//! and over three masters of a cluster with `TRUNKLINE_TEST_CARRIER=redis-cluster`.
 
-use std::process::Command;
+use std::collections::HashSet;
+use std::sync::Arc;
 
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use trunkline::client::Event;
 use trunkline::{Client, Node, Outcome, Peer, StartError};
+use trunkline_lab::redis_server::Answer;
 
 use crate::support::{
-    Certs, Redis, Relay, Talk, connect_quic, eventually, linked, name, node_config, redis_config, within,
+    Carrier, Certs, LineClient, NodeCommand, Redis, RedisCluster, Relay, Talk, channel_of, connect_quic, eventually,
+    linked, message_line_with_id, name, node_config, redis_config, within,
 };
 
 /// Two nodes that are joined by Redis alone, and two clients of each.
-struct Joined {
+struct Joined<R = Redis> {
     certs: Certs,
-    redis: Redis,
+    redis: R,
     nodes: [Node; 2],
 }
 
 impl Joined {
     async fn start() -> Self {
-        let certs = Certs::make(2);
         let redis = Redis::start().await;
+        let urls = [redis.url()];
+        Self::by(redis, &urls).await
+    }
+}
+
+impl<R> Joined<R> {
+    async fn by(redis: R, urls: &[String]) -> Self {
+        let certs = Certs::make(2);
         let mut nodes = Vec::new();
         for index in 0..2 {
             let mut config = node_config(&certs, index);
-            config.redis = Some(redis_config(&redis));
+            config.redis = Some(redis_config(urls));
             nodes.push(Node::start(config).await.unwrap());
         }
         let nodes: [Node; 2] = nodes.try_into().unwrap();
@@ -68,11 +81,6 @@ async fn while_all_talk(clients: &[Client; 4], what: impl AsyncFnOnce(&Talk)) {
     println!("{} messages", talk.messages());
 }
 
-fn signal(signal: &str, pid: u32) {
-    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
-    assert!(sent.success());
-}
-
 #[tokio::test]
 async fn nothing_is_lost_when_redis_ends_its_connections() {
     let joined = Joined::start().await;
@@ -80,7 +88,7 @@ async fn nothing_is_lost_when_redis_ends_its_connections() {
     while_all_talk(&clients, async |talk| {
         for kind in ["pubsub", "normal", "pubsub"] {
             talk.goes_on(100).await;
-            joined.redis.ask(&format!("CLIENT KILL TYPE {kind}")).await;
+            joined.redis.ask(&["CLIENT", "KILL", "TYPE", kind]);
         }
     })
     .await;
@@ -105,13 +113,13 @@ async fn nothing_is_lost_when_redis_is_stopped_for_a_while() {
     let clients = joined.clients().await;
     while_all_talk(&clients, async |talk| {
         talk.goes_on(100).await;
-        signal("-STOP", joined.redis.pid());
+        joined.redis.signal("STOP");
         // Until the nodes have noticed, and given it up.
         eventually("the links are down", || {
             joined.nodes.iter().all(|node| node.linked().is_empty())
         })
         .await;
-        signal("-CONT", joined.redis.pid());
+        joined.redis.signal("CONT");
     })
     .await;
 }
@@ -122,11 +130,11 @@ async fn a_pair_of_nodes_changes_over_to_quic_and_back() {
     let certs = Certs::make(2);
     let redis = Redis::start().await;
     let mut config = node_config(&certs, 1);
-    config.redis = Some(redis_config(&redis));
+    config.redis = Some(redis_config(&[redis.url()]));
     let second = Node::start(config).await.unwrap();
     let relay = Relay::cut_to(second.link_addr(), 0.0).await;
     let mut config = node_config(&certs, 0);
-    config.redis = Some(redis_config(&redis));
+    config.redis = Some(redis_config(&[redis.url()]));
     config.peers = vec![Peer {
         name: name(1),
         link: relay.addr().into(),
@@ -182,7 +190,7 @@ async fn redis_learns_neither_what_is_said_nor_who_says_it() {
     let [one, two, ..] = joined.clients().await;
     let body = "nobody-else-is-to-read-this";
     say(&one, &two, body).await;
-    joined.redis.ask("ECHO the-end").await;
+    joined.redis.ask(&["ECHO", "the-end"]);
     let seen = read_until(&mut monitor, "the-end").await;
     assert!(seen.contains("PUBLISH"), "{seen}");
     for secret in [body, one.address().id.as_str(), two.address().id.as_str()] {
@@ -242,7 +250,6 @@ struct Spy {
 
 impl Spy {
     async fn start(joined: &Joined) -> Self {
-        use tokio::io::AsyncWriteExt;
         let mut connection = TcpStream::connect(joined.redis.addr).await.unwrap();
         connection.write_all(b"PSUBSCRIBE test:to:*\r\n").await.unwrap();
         read_until(&mut connection, ":1\r\n").await;
@@ -272,7 +279,6 @@ impl Spy {
     }
 
     async fn publish(&self, channel: &str, packet: &[u8]) {
-        use tokio::io::AsyncWriteExt;
         let mut connection = TcpStream::connect(self.addr).await.unwrap();
         let mut out = format!(
             "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n",
@@ -328,10 +334,148 @@ async fn a_redis_that_will_not_have_a_node_is_an_error_that_says_so() {
     let certs = Certs::make(1);
     let redis = Redis::start_with(&["--requirepass", "secret"]).await;
     let mut config = node_config(&certs, 0);
-    config.redis = Some(redis_config(&redis));
+    config.redis = Some(redis_config(&[redis.url()]));
     let error = Node::start(config).await.unwrap_err();
     let StartError::Config(text) = &error else {
         panic!("{error:?}");
     };
     assert!(text.contains("password"), "{text}");
+}
+
+/// Each node's channel goes to another master, again and again, back to where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_the_slot_of_a_node_moves() {
+    let cluster = RedisCluster::start().await;
+    let urls = cluster.urls();
+    let joined = Joined::by(cluster, &urls).await;
+    let cluster = &joined.redis;
+    let clients = joined.clients().await;
+    while_all_talk(&clients, async |talk| {
+        for round in 0..6 {
+            talk.goes_on(100).await;
+            let channel = channel_of(&name(round % 2));
+            let master = cluster.move_on(channel.clone()).await;
+            eventually("the node has followed", || cluster.subscribers(master, &channel) == 1).await;
+        }
+    })
+    .await;
+}
+
+/// A node that does not read for a while is thrown out by Redis, with what Redis had for it, while much is said to its
+/// clients; and then perhaps again, as it comes back to more than it may leave unread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_when_redis_throws_a_node_out() {
+    const PAIRS: usize = 8;
+    const MESSAGES: usize = 4000;
+    // More than one packet, and less than two of them.
+    let redis = Arc::new(Redis::start_with(&["--client-output-buffer-limit", "pubsub 96kb 64kb 1"]).await);
+    let carrier = Carrier::Redis(Arc::clone(&redis));
+    let certs = Certs::make(2);
+    let mut config = node_config(&certs, 0);
+    // More may be under way than the system's buffers take.
+    (config.limits.conversation_bytes, config.limits.client_bytes) = (4 << 20, 4 << 20);
+    carrier.join(&mut config, Vec::new());
+    let mut command = NodeCommand::new(&certs, 1);
+    carrier.join_process(&mut command, &[]);
+    let mut there = command.start().await;
+    let here = Node::start(config).await.unwrap();
+    linked(&here, 1).await;
+
+    let body = |number: usize| format!("{number} {}", ".".repeat(2000));
+    let mut talks = JoinSet::new();
+    let begun = Arc::new(Semaphore::new(0));
+    for _ in 0..PAIRS {
+        let (sender, mut recipient) = (
+            LineClient::connect(here.tcp_addr()).await,
+            LineClient::connect(there.tcp()).await,
+        );
+        let LineClient {
+            address: from,
+            mut reader,
+            mut writer,
+        } = sender;
+        let to = recipient.address.clone();
+        let begun = Arc::clone(&begun);
+        talks.spawn(async move {
+            let writing = async {
+                for number in 0..MESSAGES {
+                    let line = message_line_with_id(&to, &body(number), &number.to_string());
+                    writer.send(&line).await;
+                }
+            };
+            let reading = async {
+                for number in 0..MESSAGES {
+                    recipient.reader.expect_message(&from, &body(number)).await;
+                    if number == 100 {
+                        begun.add_permits(1);
+                    }
+                }
+                recipient.expect_nothing_else().await;
+            };
+            let answers = async {
+                let mut answered = HashSet::new();
+                while answered.len() < MESSAGES {
+                    let receipt = reader.json().await;
+                    assert_eq!(receipt["status"], "delivered", "{receipt}");
+                    assert!(answered.insert(receipt["id"].as_str().unwrap().to_owned()), "{receipt}");
+                }
+            };
+            tokio::join!(writing, reading, answers);
+        });
+    }
+    let begin = begun.acquire_many(PAIRS.try_into().unwrap());
+    within("all have begun", begin).await.unwrap().forget();
+    there.process.signal("STOP");
+    let channel = channel_of(&name(1));
+    eventually("the node is thrown out", || {
+        let subscribers = redis.ask(&["PUBSUB", "NUMSUB", &channel]);
+        subscribers == Answer::Array(vec![Answer::Bytes(channel.clone().into_bytes()), Answer::Integer(0)])
+    })
+    .await;
+    there.process.signal("CONT");
+    while let Some(talk) = talks.join_next().await {
+        talk.unwrap();
+    }
+    let times = there.process.stderr.count("has lost its subscription");
+    println!("thrown out {times} times");
+    assert!(times > 0);
+}
+
+/// What `--redis` leads to may be anything. Each is told with what is to be done.
+#[tokio::test]
+async fn a_redis_that_is_of_no_use_is_an_error_that_says_what_to_do() {
+    let certs = Certs::make(1);
+    let why = async |urls: &[String]| {
+        let mut config = node_config(&certs, 0);
+        config.redis = Some(redis_config(urls));
+        match within("the start", Node::start(config)).await {
+            Err(StartError::Config(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    };
+    let redis = Redis::start().await;
+    redis.ask(&["ACL", "SETUSER", "me", "on", ">pw", "~*", "&*", "+@all", "-subscribe"]);
+    let text = why(&[redis.url().replace("//", "//me:pw@")]).await;
+    for part in ["SUBSCRIBE", "ACL SETUSER", "&PREFIX:*", "--redis-prefix"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    let old = RedisCluster::start_with(&["--rename-command", "SSUBSCRIBE", ""]).await;
+    let text = why(&old.urls()).await;
+    assert!(text.contains("must be Redis 7.0 or Valkey, or later"), "{text}");
+
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", other.local_addr().unwrap());
+    let serving = async {
+        loop {
+            let (mut stream, _) = other.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        }
+    };
+    tokio::select! {
+        text = async { why(std::slice::from_ref(&url)).await } => {
+            assert!(text.contains("is not Redis") && text.contains("correct --redis"), "{text}");
+        }
+        () = serving => unreachable!(),
+    }
 }

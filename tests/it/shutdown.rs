@@ -10,8 +10,8 @@ use trunkline::{Code, Node};
 use trunkline_lab::wire::Settings;
 
 use crate::support::{
-    Certs, Cluster, HELD, LineClient, LineReader, NodeCommand, Process, Relay, connect_quic, eventually, message_line,
-    message_line_with_id, name, node_config, within,
+    Carrier, Certs, Cluster, HELD, LineClient, LineReader, NodeCommand, Process, Relay, connect_quic, eventually,
+    message_line, message_line_with_id, node_config, peer, within,
 };
 
 /// Reads receipts up to the end of the connection; gives the ids that were delivered. Whatever else is said must be
@@ -50,9 +50,12 @@ async fn what_was_accepted_is_delivered_and_answered_before_the_exit() {
     const MESSAGES: usize = 5000;
     for signal in ["TERM", "INT"] {
         let certs = Certs::make(2);
-        let other = Node::start(node_config(&certs, 1)).await.unwrap();
+        let carrier = Carrier::of_environment().await;
+        let mut config = node_config(&certs, 1);
+        carrier.join(&mut config, Vec::new());
+        let other = Node::start(config).await.unwrap();
         let mut command = NodeCommand::new(&certs, 0);
-        command.peers = vec![format!("{}={}", name(1), other.link_addr())];
+        carrier.join_process(&mut command, &[peer(&other)]);
         let mut node = command.start().await;
         node.process.stderr.until("link up").await;
 
@@ -148,7 +151,7 @@ async fn a_node_that_is_dropped_frees_its_ports() {
     let Cluster {
         nodes,
         certs: _certs,
-        redis: _redis,
+        carrier: _carrier,
     } = cluster;
     let ports: Vec<_> = nodes.iter().map(Node::link_addr).collect();
     drop(nodes);

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use trunkline::{Code, Limits};
 
-use crate::support::{Certs, Cluster, DEADLINE, HELD, LineClient, NodeCommand, message_line, message_line_with_id};
+use crate::support::{
+    Carrier, Certs, Cluster, DEADLINE, HELD, LineClient, NodeCommand, message_line, message_line_with_id,
+};
 
 /// What is written to the slow reader: more than all buffers on the way take.
 const MESSAGES: usize = 4000;
@@ -79,9 +81,12 @@ async fn one_that_stops_while_much_is_pushed_at_it_costs_neither_others_nor_memo
         4 * (limits.client_bytes + limits.max_message)
     };
     let certs = Certs::make(2);
-    let there = NodeCommand::new(&certs, 1).start().await;
+    let carrier = Carrier::of_environment().await;
+    let mut command = NodeCommand::new(&certs, 1);
+    carrier.join_process(&mut command, &[]);
+    let there = command.start().await;
     let mut command = NodeCommand::new(&certs, 0);
-    command.peers = vec![there.as_peer()];
+    carrier.join_process(&mut command, &[there.peer()]);
     let mut here = command.start().await;
     here.process.stderr.until("link up").await;
 

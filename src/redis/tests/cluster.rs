@@ -2,23 +2,23 @@
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
+use trunkline_lab::redis_server::{Answer, Cluster};
 
 use super::super::bus::Event;
 use super::super::error::BusError;
 use super::super::topology::slot_of;
-use super::server::Cluster;
 use super::{Node, config, number, numbered, within};
 
 /// A name whose channel this master has.
 fn name_at(cluster: &Cluster, master: usize) -> String {
     let names = (0..).map(|index| format!("n{index}"));
-    let mut at = names.filter(|name| cluster.owner(slot_of(format!("t:to:{name}").as_bytes())) == master);
+    let mut at = names.filter(|name| cluster.owner(slot_of(format!("t:to:{name}").as_bytes())).unwrap() == master);
     at.next().unwrap()
 }
 
 #[tokio::test]
 async fn what_is_published_comes_to_whom_it_is_for_at_whatever_master() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().unwrap();
     let mut nodes = Vec::new();
     for (master, seed) in [0, 1, 2].into_iter().zip(cluster.urls()) {
         // Each knows another master first.
@@ -36,7 +36,9 @@ async fn what_is_published_comes_to_whom_it_is_for_at_whatever_master() {
         let counts: Vec<_> = cluster
             .masters
             .iter()
-            .map(|master| format!("{:?}", master.done(&["PUBSUB", "SHARDNUMSUB", channel])).contains("Integer(1)"))
+            .map(|master| {
+                format!("{:?}", master.done(&["PUBSUB", "SHARDNUMSUB", channel]).unwrap()).contains("Integer(1)")
+            })
             .collect();
         assert_eq!(counts.iter().position(|has| *has), Some((index + 1) % 3));
         assert_eq!(counts.iter().filter(|has| **has).count(), 1);
@@ -49,7 +51,7 @@ async fn what_is_published_comes_to_whom_it_is_for_at_whatever_master() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_moves_is_followed_and_keeps_its_order() {
     const EACH: u32 = 3000;
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().unwrap();
     let name = name_at(&cluster, 0);
     let (one, mut other) = (
         Node::up(&cluster.urls(), "one").await,
@@ -65,7 +67,7 @@ async fn a_slot_that_moves_is_followed_and_keeps_its_order() {
             for index in first..first + EACH {
                 under_way.push_back(one.bus.publish(&channel, numbered(index)).await);
                 if index == first + EACH / 2 {
-                    tokio::task::block_in_place(|| cluster.move_slot(slot, from, to));
+                    tokio::task::block_in_place(|| cluster.move_slot(slot, from, to).unwrap());
                 }
             }
             // None is refused; what was published while nobody had subscribed is lost, and says so.
@@ -112,20 +114,20 @@ async fn a_slot_that_moves_is_followed_and_keeps_its_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_hangs_holds_up_only_its_own_channels() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().unwrap();
     let (near, far) = (name_at(&cluster, 0), name_at(&cluster, 1));
     let (mut one, other) = (
         Node::up(&cluster.urls(), &near).await,
         Node::up(&cluster.urls(), &far).await,
     );
-    cluster.masters[1].signal("STOP");
+    cluster.masters[1].signal("STOP").unwrap();
     let (own, others) = (one.channel.clone(), other.channel.clone());
     let hung = one.bus.publish(&others, "x".into()).await;
     for index in 0..1000 {
         assert_eq!(one.publish(&own, numbered(index)).await, Ok(1));
         assert_eq!(number(&one.payload().await), index);
     }
-    cluster.masters[1].signal("CONT");
+    cluster.masters[1].signal("CONT").unwrap();
     // Either it was soon enough, or it was given up.
     let _ = within("the end of the one that hung", hung).await;
     one.end().await;
@@ -134,7 +136,7 @@ async fn a_master_that_hangs_holds_up_only_its_own_channels() {
 
 #[tokio::test]
 async fn a_cluster_that_is_too_old_or_asked_for_a_database_is_refused() {
-    let cluster = Cluster::with(&["--rename-command", "SSUBSCRIBE", ""]);
+    let cluster = Cluster::with(&["--rename-command", "SSUBSCRIBE", ""]).unwrap();
     let error = Node::failure(config(&cluster.urls())).await;
     assert!(
         matches!(error, BusError::TooOld(_)) && error.to_string().contains("7.0"),
@@ -149,7 +151,7 @@ async fn a_cluster_that_is_too_old_or_asked_for_a_database_is_refused() {
 
 #[tokio::test]
 async fn slots_are_counted_as_redis_does() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().unwrap();
     for key in [
         "",
         "a",
@@ -162,11 +164,7 @@ async fn slots_are_counted_as_redis_does() {
         "a}b{c}",
         "\u{fc}",
     ] {
-        let slot = cluster.masters[0].done(&["CLUSTER", "KEYSLOT", key]);
-        assert_eq!(
-            slot,
-            crate::wire::resp::Value::Integer(slot_of(key.as_bytes()).into()),
-            "{key}"
-        );
+        let slot = cluster.masters[0].done(&["CLUSTER", "KEYSLOT", key]).unwrap();
+        assert_eq!(slot, Answer::Integer(slot_of(key.as_bytes()).into()), "{key}");
     }
 }

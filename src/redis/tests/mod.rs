@@ -3,7 +3,6 @@
 mod cluster;
 mod hostile;
 mod presence;
-mod server;
 mod single;
 
 use std::fmt::Display;

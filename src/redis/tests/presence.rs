@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use trunkline_lab::redis_server::{Answer, Cluster, Server};
 
 use super::super::bus::Event;
 use super::super::presence::MOST_NODES;
-use super::server::{Cluster, Server};
 use super::{Node, within};
 use crate::address::NodeName;
 use crate::phase::Phase;
-use crate::wire::resp::Value;
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -51,23 +50,23 @@ async fn come_and_go(urls: &[String]) {
 
 #[tokio::test]
 async fn nodes_see_each_other_come_change_and_leave() {
-    come_and_go(&[Server::start().url()]).await;
-    let server = Server::start();
+    come_and_go(&[Server::start().unwrap().url()]).await;
+    let server = Server::start().unwrap();
     come_and_go(&[server.url()]).await;
 }
 
 #[tokio::test]
 async fn nodes_see_each_other_in_a_cluster() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().unwrap();
     come_and_go(&cluster.urls()[..1]).await;
     // Wherever their entries lie.
     let node = Node::up(&cluster.urls(), "n").await;
     let entries: Vec<_> = (0..100).map(|index| entry(&format!("n{index:03}:1"), "x")).collect();
     for (name, info) in &entries {
         let key = format!("t:node:{name}");
-        let owner = cluster.owner(super::super::topology::slot_of(key.as_bytes()));
+        let owner = cluster.owner(super::super::topology::slot_of(key.as_bytes())).unwrap();
         let info = std::str::from_utf8(info).unwrap();
-        cluster.masters[owner].done(&["SET", &key, info]);
+        cluster.masters[owner].done(&["SET", &key, info]).unwrap();
     }
     assert_eq!(node.bus.nodes().await.unwrap(), entries);
     node.end().await;
@@ -76,15 +75,15 @@ async fn nodes_see_each_other_in_a_cluster() {
 #[tokio::test]
 async fn an_entry_goes_unless_it_is_refreshed() {
     const TTL: Duration = Duration::from_millis(1500);
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let (one, other) = (
         Node::up(&[server.url()], "one").await,
         Node::up(&[server.url()], "other").await,
     );
     one.bus.announce(&name("a:1"), "x".into(), TTL).unwrap();
     listed(&other, &[entry("a:1", "x")]).await;
-    let left = || match server.done(&["PTTL", "t:node:a:1"]) {
-        Value::Integer(left) => left,
+    let left = || match server.done(&["PTTL", "t:node:a:1"]).unwrap() {
+        Answer::Integer(left) => left,
         other => panic!("{other:?}"),
     };
     // Each time that it has gone on, it was refreshed.
@@ -114,13 +113,13 @@ async fn an_entry_goes_unless_it_is_refreshed() {
 
 #[tokio::test]
 async fn an_entry_is_back_as_soon_as_a_server_is_that_forgot_it() {
-    let mut server = Server::start();
+    let mut server = Server::start().unwrap();
     let mut node = Node::up(&[server.url()], "n").await;
     node.bus.announce(&name("a:1"), "x".into(), LONG).unwrap();
     listed(&node, &[entry("a:1", "x")]).await;
-    server.kill();
+    server.kill().unwrap();
     node.lost().await;
-    server.start_again();
+    server.start_again().unwrap();
     assert_eq!(node.event().await, Event::Subscribed);
     listed(&node, &[entry("a:1", "x")]).await;
     node.end().await;
@@ -128,7 +127,7 @@ async fn an_entry_is_back_as_soon_as_a_server_is_that_forgot_it() {
 
 #[tokio::test]
 async fn entries_of_no_node_are_passed_over_and_all_are_not_too_many() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let node = Node::up(&[server.url()], "n").await;
     for (key, value) in [
         ("t:node:", "x"),
@@ -136,17 +135,17 @@ async fn entries_of_no_node_are_passed_over_and_all_are_not_too_many() {
         ("t:node:a:0", "x"),
         ("tt:node:a:1", "x"),
     ] {
-        server.done(&["SET", key, value]);
+        server.done(&["SET", key, value]).unwrap();
     }
-    server.done(&["LPUSH", "t:node:list:1", "x"]);
-    server.done(&["SET", "t:node:long:1", &"x".repeat(100_000)]);
-    server.done(&["SET", "t:node:b:1", "good"]);
+    server.done(&["LPUSH", "t:node:list:1", "x"]).unwrap();
+    server.done(&["SET", "t:node:long:1", &"x".repeat(100_000)]).unwrap();
+    server.done(&["SET", "t:node:b:1", "good"]).unwrap();
     assert_eq!(node.bus.nodes().await.unwrap(), [entry("b:1", "good")]);
     let many = format!(
         "for i = 1, {} do redis.call('SET', 't:node:n' .. i .. ':1', 'x') end",
         MOST_NODES + 1000
     );
-    server.done(&["EVAL", &many, "0"]);
+    server.done(&["EVAL", &many, "0"]).unwrap();
     assert!(node.bus.nodes().await.unwrap().len() <= MOST_NODES);
     node.end().await;
 }

@@ -7,15 +7,15 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use trunkline_lab::redis_server::Server;
 
 use super::super::bus::{EVENTS, Event};
 use super::super::error::{BusError, PublishError};
-use super::server::Server;
 use super::{MAX_PAYLOAD, Node, config, number, numbered, within};
 
 #[tokio::test]
 async fn what_is_published_comes_to_whom_it_is_for() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let urls = [format!("{}/0", server.url())];
     let (one, mut other) = (Node::up(&urls, "one").await, Node::up(&urls, "other").await);
     assert_eq!(one.publish("t:to:other", "hello").await, Ok(1));
@@ -34,7 +34,7 @@ async fn what_is_published_comes_to_whom_it_is_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_thousand_payloads_come_in_order() {
     const COUNT: u32 = 100_000;
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let urls = [server.url()];
     let (one, mut other) = (Node::up(&urls, "one").await, Node::up(&urls, "other").await);
     let sending = async {
@@ -56,12 +56,14 @@ async fn a_hundred_thousand_payloads_come_in_order() {
 
 #[tokio::test]
 async fn a_payload_that_is_too_long_is_refused_and_passed_over() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let mut node = Node::up(&[server.url()], "n").await;
     let length = MAX_PAYLOAD + 1;
     let refused = node.publish("t:to:n", vec![0; length]).await;
     assert_eq!(refused, Err(PublishError::TooLong(length, MAX_PAYLOAD)));
-    server.done(&["PUBLISH", "t:to:n", &"x".repeat(3 * MAX_PAYLOAD)]);
+    server
+        .done(&["PUBLISH", "t:to:n", &"x".repeat(3 * MAX_PAYLOAD)])
+        .unwrap();
     assert_eq!(node.publish("t:to:n", "after").await, Ok(1));
     assert_eq!(node.payload().await, "after");
     node.end().await;
@@ -94,7 +96,7 @@ async fn stream(node: &Node, channel: &str, sent: &AtomicU32, stop: &AtomicBool)
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_killed_are_told_and_made_again() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let urls = [server.url()];
     let (one, mut other) = (Node::up(&urls, "one").await, Node::up(&urls, "other").await);
     let (sent, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
@@ -111,7 +113,7 @@ async fn connections_that_are_killed_are_told_and_made_again() {
                 }
             }
             let kind = if round % 2 == 0 { "pubsub" } else { "normal" };
-            server.done(&["CLIENT", "KILL", "TYPE", kind]);
+            server.done(&["CLIENT", "KILL", "TYPE", kind]).unwrap();
             if kind == "pubsub" {
                 loop {
                     match other.event().await {
@@ -144,19 +146,19 @@ async fn connections_that_are_killed_are_told_and_made_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_hangs_is_noticed_and_taken_up_again() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let urls = [server.url()];
     let (one, mut other) = (Node::up(&urls, "one").await, Node::up(&urls, "other").await);
     assert_eq!(one.publish("t:to:other", "before").await, Ok(1));
     assert_eq!(other.payload().await, "before");
-    server.signal("STOP");
+    server.signal("STOP").unwrap();
     let (hung, why) = tokio::join!(one.publish("t:to:other", "hung"), other.lost());
     assert!(matches!(hung, Err(PublishError::Unknown(_))), "{hung:?}");
     assert!(why.contains("silent"), "{why}");
     // While it hangs, nothing waits for ever.
     let waiting = one.publish("t:to:other", "waiting").await;
     assert!(matches!(waiting, Err(PublishError::Unsent(_))), "{waiting:?}");
-    server.signal("CONT");
+    server.signal("CONT").unwrap();
     loop {
         // What was written before may still be published.
         if other.event().await == Event::Subscribed {
@@ -171,13 +173,13 @@ async fn a_server_that_hangs_is_noticed_and_taken_up_again() {
 
 #[tokio::test]
 async fn a_server_that_starts_anew_is_found_again() {
-    let mut server = Server::start();
+    let mut server = Server::start().unwrap();
     let urls = [server.url()];
     let mut node = Node::up(&urls, "n").await;
-    server.kill();
+    server.kill().unwrap();
     node.lost().await;
     let early = node.bus.publish("t:to:n", "early".into()).await;
-    server.start_again();
+    server.start_again().unwrap();
     assert_eq!(node.event().await, Event::Subscribed);
     // It waited in the queue. Whether anyone had subscribed by then is a matter of luck.
     within("the end of the early one", early).await.unwrap();
@@ -189,9 +191,9 @@ async fn a_server_that_starts_anew_is_found_again() {
 #[tokio::test]
 async fn no_more_waits_to_be_published_than_may() {
     const PAYLOAD: usize = 64 * 1024;
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let node = Node::up(&[server.url()], "n").await;
-    server.signal("STOP");
+    server.signal("STOP").unwrap();
     let mut under_way = Vec::new();
     let payload = Bytes::from(vec![0; PAYLOAD]);
     loop {
@@ -206,14 +208,14 @@ async fn no_more_waits_to_be_published_than_may() {
     for publishing in under_way {
         within("the end of each", publishing).await.unwrap_err();
     }
-    server.signal("CONT");
+    server.signal("CONT").unwrap();
     while node.publish("t:to:other", "x").await.is_err() {}
     node.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_more_is_read_while_nobody_takes_events() {
-    let server = Server::with(&["--client-output-buffer-limit", "pubsub 4mb 0 0"]);
+    let server = Server::with(&["--client-output-buffer-limit", "pubsub 4mb 0 0"]).unwrap();
     let urls = [server.url()];
     let (one, mut other) = (Node::up(&urls, "one").await, Node::up(&urls, "other").await);
     let mut sent = 0;
@@ -249,8 +251,8 @@ async fn nothing_more_is_read_while_nobody_takes_events() {
 
 #[tokio::test]
 async fn who_is_not_let_in_is_told_why() {
-    let server = Server::with(&["--requirepass", "right"]);
-    let login = |login: &str| config(&[format!("redis://{login}127.0.0.1:{}", server.port)]);
+    let server = Server::with(&["--requirepass", "right"]).unwrap();
+    let login = |login: &str| config(&[format!("redis://{login}127.0.0.1:{}", server.addr().port())]);
     for wrong in ["", ":wrong@", "nobody:right@"] {
         let error = Node::failure(login(wrong)).await;
         assert!(
@@ -263,19 +265,19 @@ async fn who_is_not_let_in_is_told_why() {
     within("the start", node.bus.started()).await.unwrap();
     assert!(!format!("{:?}", node.bus).contains("right"));
     node.end().await;
-    let open = Server::start();
-    let error = Node::failure(config(&[format!("redis://:pw@127.0.0.1:{}", open.port)])).await;
+    let open = Server::start().unwrap();
+    let error = Node::failure(config(&[format!("redis://:pw@127.0.0.1:{}", open.addr().port())])).await;
     assert!(matches!(error, BusError::Login(..)), "{error:?}");
 }
 
 #[tokio::test]
 async fn a_user_who_may_too_little_is_told_what_is_needed() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let user = |rules: &[&str]| {
         let mut command = vec!["ACL", "SETUSER", "me", "reset", "on", ">pw"];
         command.extend(rules);
-        server.done(&command);
-        config(&[format!("redis://me:pw@127.0.0.1:{}", server.port)])
+        server.done(&command).unwrap();
+        config(&[format!("redis://me:pw@127.0.0.1:{}", server.addr().port())])
     };
     for rules in [
         &["+@all", "~*", "resetchannels"][..],
@@ -317,7 +319,7 @@ async fn a_user_who_may_too_little_is_told_what_is_needed() {
 
 #[tokio::test]
 async fn a_database_that_is_not_there_is_refused() {
-    let server = Server::start();
+    let server = Server::start().unwrap();
     let url = |database: u32| config(&[format!("{}/{database}", server.url())]);
     let error = Node::failure(url(9999)).await;
     assert!(
@@ -331,7 +333,7 @@ async fn a_database_that_is_not_there_is_refused() {
 
 #[tokio::test]
 async fn several_servers_that_are_no_cluster_are_refused() {
-    let (one, other) = (Server::start(), Server::start());
+    let (one, other) = (Server::start().unwrap(), Server::start().unwrap());
     let error = Node::failure(config(&[one.url(), other.url()])).await;
     assert!(matches!(error, BusError::Config(_)), "{error:?}");
 }
@@ -363,9 +365,10 @@ async fn tls_is_spoken_with_who_has_a_certificate_of_the_authority() {
         &key,
         "--tls-ca-cert-file",
         &ca,
-    ]);
+    ])
+    .unwrap();
     let with = |host: &str, ca: Option<&str>| {
-        let mut config = config(&[format!("rediss://{host}:{}", server.tls_port.unwrap())]);
+        let mut config = config(&[format!("rediss://{host}:{}", server.tls_addr().unwrap().port())]);
         config.ca = ca.map(Into::into);
         config
     };
@@ -390,7 +393,7 @@ async fn tls_is_spoken_with_who_has_a_certificate_of_the_authority() {
             "{error:?}"
         );
     }
-    let mut plain = config(&[format!("rediss://127.0.0.1:{}", server.port)]);
+    let mut plain = config(&[format!("rediss://127.0.0.1:{}", server.addr().port())]);
     plain.ca = Some(ca.clone().into());
     let error = Node::failure(plain).await;
     assert!(error.to_string().contains("does not answer in TLS"), "{error:?}");

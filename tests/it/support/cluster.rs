@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use tempfile::TempDir;
-use trunkline::{Client, Config, Node, NodeName, Peer, certs, config};
+use trunkline::{Client, Config, Node, NodeName, Peer, certs};
 
-use super::{LineClient, Redis, eventually, free_token, own_port, within};
+use super::{Carrier, LineClient, eventually, free_token, own_port, within};
 
 /// The name of a test's `index`-th node. Nothing is bound to it: nodes and clients are told where to connect.
 pub(crate) fn name(index: usize) -> NodeName {
@@ -56,33 +56,13 @@ pub(crate) fn node_config(certs: &Certs, index: usize) -> Config {
     }
 }
 
-/// Nodes, each linked to each other: by QUIC, or by Redis if `TRUNKLINE_TEST_CARRIER` says `redis`. The same tests are
-/// to pass either way.
+/// Nodes, each linked to each other, by what the environment wants.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) certs: Certs,
     pub(crate) nodes: Vec<Node>,
-    /// What the nodes are joined by, if it is not QUIC.
-    pub(crate) redis: Option<Redis>,
-}
-
-/// What the environment wants nodes to be joined by.
-async fn carrier() -> Option<Redis> {
-    match std::env::var("TRUNKLINE_TEST_CARRIER").as_deref() {
-        Ok("redis") => Some(Redis::start().await),
-        Ok("quic") | Err(_) => None,
-        Ok(other) => panic!("TRUNKLINE_TEST_CARRIER is {other}, not quic or redis"),
-    }
-}
-
-/// How a node reaches it.
-pub(crate) fn redis_config(redis: &Redis) -> config::Redis {
-    config::Redis {
-        urls: vec![redis.url().parse().unwrap()],
-        prefix: "test".to_owned(),
-        ca: None,
-        plaintext: false,
-    }
+    /// What the nodes are joined by; it ends with them.
+    pub(crate) carrier: Carrier,
 }
 
 impl Cluster {
@@ -98,20 +78,17 @@ impl Cluster {
     /// The same, with certificates that are there.
     pub(crate) async fn start_on(certs: Certs, count: usize, adjust: impl Fn(&mut Config)) -> Self {
         let mut nodes: Vec<Node> = Vec::new();
-        let redis = carrier().await;
+        let carrier = Carrier::of_environment().await;
         for index in 0..count {
             let mut config = node_config(&certs, index);
-            match &redis {
-                Some(redis) => config.redis = Some(redis_config(redis)),
-                None => config.peers = nodes.iter().map(peer).collect(),
-            }
+            carrier.join(&mut config, nodes.iter().map(peer).collect());
             adjust(&mut config);
             nodes.push(Node::start(config).await.unwrap());
         }
         for node in &nodes {
             linked(node, count - 1).await;
         }
-        Self { certs, nodes, redis }
+        Self { certs, nodes, carrier }
     }
 
     /// A new legacy client of a node.
@@ -125,7 +102,8 @@ impl Cluster {
     }
 }
 
-fn peer(node: &Node) -> Peer {
+/// A node as others name it.
+pub(crate) fn peer(node: &Node) -> Peer {
     Peer {
         name: node.name().clone(),
         link: node.link_addr().into(),

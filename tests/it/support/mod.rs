@@ -2,6 +2,7 @@
 
 mod authority;
 mod bystanders;
+mod carrier;
 mod cluster;
 mod legacy_server;
 mod line_client;
@@ -20,12 +21,13 @@ use tokio::time::{sleep, timeout};
 
 pub(crate) use authority::{Flaw, issue, put};
 pub(crate) use bystanders::Bystanders;
-pub(crate) use cluster::{Certs, Cluster, connect_quic, linked, name, node_config, redis_config};
+pub(crate) use carrier::{Carrier, channel_of, redis_config};
+pub(crate) use cluster::{Certs, Cluster, connect_quic, linked, name, node_config, peer};
 pub(crate) use legacy_server::LegacyServer;
 pub(crate) use line_client::{HELD, LineClient, LineReader, LineWriter, message_line, message_line_with_id};
 pub(crate) use process::{NodeCommand, NodeProcess, Process};
 pub(crate) use raw_quic::{RawQuic, tls_config};
-pub(crate) use redis::Redis;
+pub(crate) use redis::{Redis, RedisCluster};
 pub(crate) use relay::Relay;
 pub(crate) use talk::Talk;
 pub(crate) use tokens::{LONG, free_token, now, sign, token};

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use trunkline::Peer;
 
-use super::{Certs, eventually, name, own_port, within};
+use super::{Carrier, Certs, eventually, name, own_port, within};
 
 /// The program under test.
 const TRUNKLINE: &str = env!("CARGO_BIN_EXE_trunkline");
@@ -216,6 +217,8 @@ pub(crate) struct NodeCommand {
     pub(crate) ports: [SocketAddr; 3],
     /// As `--peer` wants them.
     pub(crate) peers: Vec<String>,
+    /// What it is joined to others by, beside peers.
+    pub(crate) carrier: Carrier,
     pub(crate) extra: Vec<String>,
     /// How many file descriptors it may have, if not as many as this process.
     pub(crate) files: Option<u64>,
@@ -239,6 +242,7 @@ impl NodeCommand {
             certs: certs.dir().to_owned(),
             ports: [(); 3].map(|()| own_port()),
             peers: Vec::new(),
+            carrier: Carrier::Quic,
             extra: Vec::new(),
             files: None,
         }
@@ -268,6 +272,7 @@ impl NodeCommand {
         for peer in &self.peers {
             args.extend(["--peer".to_owned(), peer.clone()]);
         }
+        args.extend(self.carrier.flags());
         args.extend(self.extra.iter().cloned());
         args
     }
@@ -306,6 +311,15 @@ impl NodeProcess {
 
     /// The node as another names it with `--peer`.
     pub(crate) fn as_peer(&self) -> String {
-        format!("{}={}", name(self.command.index), self.link())
+        let Peer { name, link } = self.peer();
+        format!("{name}={link}")
+    }
+
+    /// The same, for a node of this process.
+    pub(crate) fn peer(&self) -> Peer {
+        Peer {
+            name: name(self.command.index),
+            link: self.link().into(),
+        }
     }
 }

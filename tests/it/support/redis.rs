@@ -1,100 +1,67 @@
-//! A real redis-server on a free port, and what a test may do to it.
+//! Real redis-servers for nodes to be joined by, and what a test may do to them while nodes run: nothing here holds up
+//! the thread that the nodes may be on.
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
 
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
+use trunkline_lab::redis_server::{self, Answer, Server};
 
-use super::{DEADLINE, LOOK, own_port};
-
-/// A redis-server in a process of its own, with nothing on disk; ended when dropped.
+/// A redis-server in a process of its own; ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Redis {
-    dir: TempDir,
+    /// Absent while something is done to it.
+    server: Option<Server>,
     pub(crate) addr: SocketAddr,
-    extra: Vec<String>,
-    child: Option<Child>,
+}
+
+/// Has something done that waits.
+async fn done<T: Send + 'static>(what: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> T {
+    spawn_blocking(what).await.unwrap().unwrap()
 }
 
 impl Redis {
-    /// Starts one, and waits until it answers.
+    /// Starts one, and waits until it serves.
     pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
     /// The same with more of its settings, as on its command line.
-    pub(crate) async fn start_with(extra: &[&str]) -> Self {
-        let mut redis = Self {
-            dir: tempfile::tempdir().unwrap(),
-            addr: own_port(),
-            extra: extra.iter().map(|&setting| setting.to_owned()).collect(),
-            child: None,
-        };
-        redis.start_again().await;
-        redis
+    pub(crate) async fn start_with(extra: &'static [&'static str]) -> Self {
+        let server = done(|| Server::with(extra)).await;
+        Self {
+            addr: server.addr(),
+            server: Some(server),
+        }
+    }
+
+    fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
     }
 
     /// Where nodes find it, as `--redis` wants it.
     pub(crate) fn url(&self) -> String {
-        format!("redis://{}", self.addr)
+        self.server().url()
     }
 
     /// Starts it on the same port, after [`kill`](Self::kill).
     pub(crate) async fn start_again(&mut self) {
-        let port = self.addr.port().to_string();
-        let mut command = Command::new("redis-server");
-        command
-            .args([
-                "--port",
-                &port,
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
-            .args(&self.extra)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = command
-            .spawn()
-            .expect("redis-server starts; scripts/test.sh installs it if it is missing");
-        self.child = Some(child);
-        let deadline = Instant::now() + DEADLINE;
-        while !self.answers().await {
-            assert!(
-                Instant::now() < deadline,
-                "redis-server answers: not within {DEADLINE:?}"
-            );
-            sleep(LOOK).await;
-        }
+        let mut server = self.server.take().unwrap();
+        let server = done(move || server.start_again().map(|()| server)).await;
+        self.server = Some(server);
     }
 
-    async fn answers(&self) -> bool {
-        // Without a password it may say that one is needed.
-        let answer = self.try_ask("PING").await;
-        answer.is_ok_and(|answer| answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
+    /// What it answers to a command, which it must do.
+    pub(crate) fn ask(&self, command: &[&str]) -> Answer {
+        // It answers at once, whatever the nodes are about.
+        self.server().done(command).unwrap()
     }
 
-    /// What it answers to a command of one line.
-    pub(crate) async fn ask(&self, command: &str) -> String {
-        self.try_ask(command).await.unwrap()
-    }
-
-    async fn try_ask(&self, command: &str) -> std::io::Result<String> {
-        let mut connection = TcpStream::connect(self.addr).await?;
-        connection.write_all(format!("{command}\r\n").as_bytes()).await?;
-        let mut answer = vec![0; 64 * 1024];
-        let length = connection.read(&mut answer).await?;
-        answer.truncate(length);
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+    /// The same, of an answer that is text.
+    pub(crate) fn text(&self, command: &[&str]) -> String {
+        self.server().text(command).unwrap()
     }
 
     /// A connection on which all that it is asked from now on is told.
@@ -107,22 +74,61 @@ impl Redis {
         connection
     }
 
-    /// Its process's id.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
+    /// Sends a signal, by its name without `SIG`.
+    pub(crate) fn signal(&self, signal: &str) {
+        self.server().signal(signal).unwrap();
     }
 
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.server.as_mut().unwrap().kill().unwrap();
     }
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
+/// Three masters of a cluster; ended when dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct RedisCluster(Arc<redis_server::Cluster>);
+
+impl RedisCluster {
+    /// Starts them, and waits until they serve.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more of their settings, as on their command lines.
+    pub(crate) async fn start_with(extra: &'static [&'static str]) -> Self {
+        Self(Arc::new(done(|| redis_server::Cluster::with(extra)).await))
+    }
+
+    /// Where nodes find them, as `--redis` wants it.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.0.urls()
+    }
+
+    /// Moves a channel's slot from the master that has it to the next one. Gives which that is.
+    pub(crate) async fn move_on(&self, channel: String) -> usize {
+        let cluster = Arc::clone(&self.0);
+        done(move || {
+            let slot = cluster.slot(&channel)?;
+            let from = cluster.owner(slot)?;
+            let to = (from + 1) % redis_server::MASTERS;
+            cluster.move_slot(slot, from, to)?;
+            Ok(to)
+        })
+        .await
+    }
+
+    /// How many have subscribed to a channel at this master.
+    pub(crate) fn subscribers(&self, master: usize, channel: &str) -> i64 {
+        let answer = self.0.masters[master]
+            .done(&["PUBSUB", "SHARDNUMSUB", channel])
+            .unwrap();
+        match answer {
+            Answer::Array(parts) => match parts[..] {
+                [_, Answer::Integer(count)] => count,
+                _ => panic!("{parts:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
     }
 }
