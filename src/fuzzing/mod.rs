@@ -50,7 +50,7 @@ pub use machine::machine;
 pub type Target = fn(&[u8]);
 
 /// Every target with its name: that of its folder in `fuzz/corpus` and of its file in `fuzz/fuzz_targets`.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("legacy_stream", legacy_stream),
     ("legacy_line", legacy_line),
     ("legacy_writers", legacy_writers),
