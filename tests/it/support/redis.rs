@@ -59,11 +59,6 @@ impl Redis {
         self.server().done(command).unwrap()
     }
 
-    /// The same, of an answer that is text.
-    pub(crate) fn text(&self, command: &[&str]) -> String {
-        self.server().text(command).unwrap()
-    }
-
     /// A connection on which all that it is asked from now on is told.
     pub(crate) async fn monitor(&self) -> TcpStream {
         let mut connection = TcpStream::connect(self.addr).await.unwrap();
