@@ -47,16 +47,6 @@ done
 ((seconds <= 600)) || die "--seconds is '$seconds', more than 600"
 ((${#only[@]} > 0)) || out="${out:-docs}"
 
-# Installs a server from the package of its name. A service that the package has started is ended: it was not there before.
-install_server() {
-    install_packages "$1 is missing" "$1"
-    if [[ -d /run/systemd/system ]]; then
-        as_root systemctl disable --now "$1"
-    elif [[ -x "/etc/init.d/$1" ]]; then
-        as_root "/etc/init.d/$1" stop
-    fi
-}
-
 # Debian has nats-server where only root looks.
 PATH="$PATH:/usr/sbin"
 if [[ -z "$list" ]]; then

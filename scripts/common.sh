@@ -61,6 +61,16 @@ install_program() {
         cargo install "$1" --locked "${@:2}"
 }
 
+# Installs a server from the package of its name. A service that the package has started is ended: it was not there before.
+install_server() {
+    install_packages "$1 is missing" "$1"
+    if [[ -d /run/systemd/system ]]; then
+        as_root systemctl disable --now "$1"
+    elif [[ -x "/etc/init.d/$1" ]]; then
+        as_root "/etc/init.d/$1" stop
+    fi
+}
+
 # Makes sure that the programs are there which the tests talk to nodes with, and the Redis that they start.
 need_test_programs() {
     # The tests talk to nodes as people do: with the real programs.
@@ -69,7 +79,7 @@ need_test_programs() {
     fi
     # Started by the tests, on ports of their own.
     if ! command -v redis-server >/dev/null; then
-        install_packages "redis-server is missing" redis-server
+        install_server redis-server
     fi
 }
 

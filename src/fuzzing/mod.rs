@@ -735,8 +735,7 @@ pub fn tokens(data: &[u8]) {
 
 /// What comes by a bus: a packet, and the items of one that was opened.
 pub fn packets(data: &[u8]) {
-    let bytes = Bytes::copy_from_slice(data);
-    if let Ok(read) = packet::read(bytes.clone()) {
+    if let Ok(read) = packet::read(Bytes::copy_from_slice(data)) {
         let written = match &read {
             Packet::Open {
                 session,
