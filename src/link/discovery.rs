@@ -1,11 +1,10 @@
 //! Nodes that find each other at a bus: who is there, and who opens a session with this one.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -13,7 +12,6 @@ use tracing::{debug, error, warn};
 use super::handshake::{Admitted, GREETING_DEADLINE, greet_on_bus};
 use super::listener::{MAX_LINKS, ensure_link};
 use super::supervisor::LinkContext;
-use crate::address::NodeName;
 use crate::admission::Places;
 use crate::carrier::close;
 use crate::counters::Counter;
@@ -40,20 +38,22 @@ pub(crate) async fn discover(hub: Arc<Hub>, context: Arc<LinkContext>, tracker: 
     if let Err(error) = hub.bus().announce(&own, Bytes::new(), PRESENCE) {
         error!("other nodes can't find this one through Redis: {error}");
     }
-    let mut known: HashSet<NodeName> = HashSet::new();
+    // Names of nodes beyond that are not kept, as there may be any number.
+    let mut told_full = false;
     loop {
         match hub.bus().nodes().await {
             Ok(nodes) => {
+                let mut links = context.router.links().len();
                 for (node, _) in nodes {
-                    if node == own || !context.is_allowed(&node) || known.contains(&node) {
+                    if node == own || !context.is_allowed(&node) || context.router.link(&node).is_some() {
                         continue;
                     }
-                    if context.router.links().len() >= MAX_LINKS && context.router.link(&node).is_none() {
-                        warn!(%node, "no link to a node that was found: there are as many as there may be");
-                    } else {
+                    if links < MAX_LINKS {
                         ensure_link(&context, &tracker, &node, None);
+                        links += 1;
+                    } else if !std::mem::replace(&mut told_full, true) {
+                        warn!(%node, "no link to a node that was found: there are as many as there may be");
                     }
-                    known.insert(node);
                 }
             }
             Err(error) => debug!("the list of nodes can't be read now: {error}"),
@@ -151,8 +151,12 @@ async fn take_in(opening: Opening, hub: &Arc<Hub>, context: &Arc<LinkContext>, t
     }
     let link = ensure_link(context, tracker, &claimed, None);
     match greet_on_bus(session, admitted, &link, context.epoch, context.limits.link()).await {
-        // Full only when a peer makes sessions faster than they can be looked at.
-        Ok(greeted) => drop(link.arrivals.try_send(greeted)),
+        Ok(greeted) => {
+            // Full only when a peer makes sessions faster than they can be looked at.
+            if let Err(TrySendError::Full(greeted) | TrySendError::Closed(greeted)) = link.arrivals.try_send(greeted) {
+                greeted.carriage.refuse(close::BUSY, "too many sessions at once").await;
+            }
+        }
         Err(error) if error.is_duplicate() => debug!(peer = %claimed, "another connection is the link: {error}"),
         Err(error) => refused(Counter::LinkHandshakesFailed, &error.to_string()),
     }

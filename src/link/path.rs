@@ -95,6 +95,14 @@ impl Carriage {
         }
     }
 
+    /// Turns away what is not to be the link; the other side is told.
+    pub(crate) async fn refuse(self, code: VarInt, reason: &str) {
+        match self {
+            Self::Quic(connection, _) => connection.close(code, reason.as_bytes()),
+            Self::Bus(mut session) => session.say_closed(code, reason).await,
+        }
+    }
+
     /// Writes a frame of the greeting. An error shows when it is carried over.
     pub(crate) async fn greet_with(&mut self, frame: &wire::Frame) {
         match self {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
-use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::adoption::{Decision, Rank};
 use super::handshake::{Admitted, Greeted, GreetingError, greet, greet_on_bus};
-use super::path::{Carriage, Path};
+use super::path::Path;
 use super::{Link, LinkCodec};
 use crate::address::{HostPort, NodeName};
 use crate::backoff::Backoff;
@@ -57,6 +57,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// leave a network that has come back unnoticed for up to 1.2 s (measured: a backlog delivered 2 s after its return).
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_millis(400);
+
+/// The longest wait from one opening of a session on the bus to the next. Each is a key exchange, and whoever may write in that
+/// Redis can say that there are nodes by the thousand: 1,024 links that lead nowhere make some hundreds of openings a second.
+const LONGEST_WAIT_TO_OPEN: Duration = Duration::from_secs(3);
 
 /// How long a dial may take up to the greeting: enough for a round trip of a second.
 const DIAL_DEADLINE: Duration = Duration::from_secs(3);
@@ -178,7 +182,7 @@ impl Supervisor {
             dial_at: Instant::now(),
             opening: FuturesUnordered::new(),
             open_at: Instant::now(),
-            open_backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            open_backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT_TO_OPEN),
             down_since: Instant::now(),
             last_failure: String::new(),
             told_at: None,
@@ -209,6 +213,10 @@ impl Supervisor {
                 Some(opened) = self.opening.next() => match opened {
                     Ok(greeted) => self.consider(greeted).await,
                     Err(error) if self.link.is_up() => debug!(peer = %self.link.peer(), "no session is needed: {error}"),
+                    // Whoever may write in that Redis can name nodes by the thousand.
+                    Err(error @ DialError::Open(OpenError::NotThere)) => {
+                        debug!(peer = %self.link.peer(), "no session: {error}");
+                    }
                     Err(error) => self.dial_failed(&error),
                 },
                 () = sleep_until(self.dial_at.into()), if waiting => {}
@@ -322,7 +330,7 @@ impl Supervisor {
         } = greeted;
         let path = carriage.path();
         if self.context.phase.has_reached(Phase::Leaving) {
-            refuse(carriage, close::DONE, "the node shuts down").await;
+            carriage.refuse(close::DONE, "the node shuts down").await;
             return;
         }
         let decision = {
@@ -333,7 +341,9 @@ impl Supervisor {
             }
         };
         let Decision::Adopt { generation, restarted } = decision else {
-            refuse(carriage, close::DUPLICATE, "the link is well without this connection").await;
+            carriage
+                .refuse(close::DUPLICATE, "the link is well without this connection")
+                .await;
             return;
         };
         let peer = self.link.peer().clone();
@@ -536,14 +546,6 @@ async fn open(context: Arc<LinkContext>, hub: Arc<Hub>, link: Arc<Link>) -> Resu
     let opened = timeout(DIAL_DEADLINE, opening).await;
     let (session, admitted) = opened.map_err(|_| DialError::OpenTimedOut)??;
     Ok(greet_on_bus(session, admitted, &link, context.epoch, context.limits.link()).await?)
-}
-
-/// Turns away what is not to be the link.
-async fn refuse(carriage: Carriage, code: VarInt, reason: &str) {
-    match carriage {
-        Carriage::Quic(connection, _) => connection.close(code, reason.as_bytes()),
-        Carriage::Bus(mut session) => session.say_closed(code, reason).await,
-    }
 }
 
 async fn resolve(context: &LinkContext, target: &HostPort) -> Result<SocketAddr, DialError> {
