@@ -123,18 +123,23 @@ impl ClientContext {
 
     /// Passes a message on; waits while the way it has to take is full. Gives the link that it took, if it took one.
     pub(crate) async fn route(&self, message: Message, ticket: Ticket) -> Option<Arc<Link>> {
-        let mut routed = self.router.route(message, ticket);
+        match self.router.route(message, ticket) {
+            Ok(taken) => taken,
+            Err(blocked) => self.route_in_time(blocked).await,
+        }
+    }
+
+    /// Passes on a message for which there was no room, once there is. Gives the link that it took, if it took one.
+    pub(crate) async fn route_in_time(&self, mut blocked: Blocked) -> Option<Arc<Link>> {
         loop {
-            let Blocked { message, ticket, way } = match routed {
+            let Blocked { message, ticket, way } = blocked;
+            // The waiting begins before the next try, so no room that comes in between is missed.
+            let room = way.room();
+            blocked = match self.router.route(message, ticket) {
                 Ok(taken) => return taken,
                 Err(blocked) => blocked,
             };
-            // The waiting begins before the next try, so no room that comes in between is missed.
-            let room = way.room();
-            routed = self.router.route(message, ticket);
-            if routed.is_err() {
-                room.await;
-            }
+            room.await;
         }
     }
 }

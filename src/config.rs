@@ -325,6 +325,11 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
+    /// Whether there is any limit.
+    pub(crate) fn is_limited(self) -> bool {
+        self != Self::default()
+    }
+
     /// Where both limit, the less of the two.
     pub(crate) fn and(self, other: Self) -> Self {
         let less = |one: Option<NonZeroU32>, other: Option<NonZeroU32>| one.into_iter().chain(other).min();

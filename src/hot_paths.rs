@@ -24,7 +24,7 @@ use crate::carrier::{COPIED, Codec, Frame};
 use crate::delivery::{Bounds, Confirm, Control, Endpoint, RangeSet, Report, Taken};
 use crate::exchange::{Exchange, Incoming};
 use crate::link::{Link, LinkCodec};
-use crate::message::{Message, Recipient, Tag, Ticket, settle_all};
+use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
 use crate::registry::{Registration, Registry};
 use crate::tcp::bare::{BareNode, BareSession};
@@ -434,6 +434,13 @@ impl Recipient for Anyone {
     fn yield_place(&self) {}
 }
 
+/// Where messages come from that nobody takes.
+struct Nobody;
+
+impl Settle for Nobody {
+    fn settle(&self, _: &[(Tag, Outcome)]) {}
+}
+
 impl Clients {
     /// So many that are here, and as many that come.
     pub fn new(count: usize) -> Self {
@@ -455,10 +462,29 @@ impl Clients {
         clients
     }
 
-    /// Looks for those that are here, in turn, as often as there are messages. Gives how many were found.
+    /// Passes a message to each of those that are here, in turn, as often as there are messages. Gives how many were found.
     pub fn look_up(&self) -> usize {
+        let [node, _] = nodes();
+        let id = "1".parse().unwrap();
+        let nobody = Address { node, id };
+        let mut message = Message {
+            from: nobody.clone(),
+            to: nobody,
+            body: Bytes::new(),
+            prompt: false,
+        };
+        let origin: Arc<dyn Settle> = Arc::new(Nobody);
         let ids = self.here.iter().map(|(id, _)| id).cycle().take(MESSAGES);
-        ids.filter_map(|id| black_box(self.registry.get(id))).count()
+        ids.filter(|&id| {
+            message.to.id = id.clone();
+            let ticket = Ticket {
+                origin: Arc::clone(&origin),
+                tag: Tag::prompt(0, 0),
+            };
+            let pushed = self.registry.push(message.clone(), ticket);
+            pushed.is_err_and(|(_, code)| code == Code::RecipientGone)
+        })
+        .count()
     }
 
     /// The others come, and leave once all are here. Gives how many there were then.

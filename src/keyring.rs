@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use dashmap::DashMap;
@@ -85,6 +85,7 @@ impl Keyring {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             keyring: Arc::clone(self),
             grant: Mutex::new(Grant::everything()),
+            is_bounded: AtomicBool::new(false),
             over: CancellationToken::new(),
         };
         permit.renew(login);
@@ -191,28 +192,36 @@ pub(crate) struct Permit {
     number: u64,
     keyring: Arc<Keyring>,
     grant: Mutex<Grant>,
+    /// What `grant` says, readable without its lock: most clients may send to all, and receive.
+    is_bounded: AtomicBool,
     over: CancellationToken,
 }
 
 impl Permit {
     /// Whether the client may send to this address.
     pub(crate) fn may_send(&self, to: &Address) -> bool {
-        self.grant.lock().may_send(to)
+        !self.is_bounded.load(Ordering::Acquire) || self.grant.lock().may_send(to)
     }
 
     /// Whether messages to the client are delivered.
     pub(crate) fn may_receive(&self) -> bool {
-        self.grant.lock().receive
+        !self.is_bounded.load(Ordering::Acquire) || self.grant.lock().receive
+    }
+
+    fn set(&self, grant: Grant) {
+        let mut current = self.grant.lock();
+        self.is_bounded.store(grant.is_bounded(), Ordering::Release);
+        *current = grant;
     }
 
     /// The client has shown a token, or a certificate in place of one: from now on that holds.
     pub(crate) fn renew(&self, login: Option<&Login>) {
         let Some(login) = login else {
-            *self.grant.lock() = Grant::everything();
+            self.set(Grant::everything());
             self.keyring.roll.remove(&self.number);
             return;
         };
-        *self.grant.lock() = login.grant.clone();
+        self.set(login.grant.clone());
         let listed = Listed {
             key: login.key,
             until: login.grant.until,

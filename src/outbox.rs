@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -25,6 +26,9 @@ pub(crate) struct Outbox {
     ready: Notify,
     /// The writer has caught up with what was queued.
     drained: Notify,
+    /// Bytes of lines that are no messages, which the writer has not taken. Changed with the queue locked, and readable
+    /// without: it is asked for at each line of the client, and is nearly always 0.
+    notices: AtomicUsize,
     /// The most bytes of messages that may wait.
     bound: usize,
     buffers: Arc<Buffers>,
@@ -44,8 +48,6 @@ struct Queue {
     messages: VecDeque<(u64, usize, Ticket)>,
     /// What those count.
     message_bytes: usize,
-    /// Bytes of lines that are no messages, still in `buffer`.
-    notices: usize,
     state: State,
 }
 
@@ -65,6 +67,7 @@ impl Outbox {
             queue: Mutex::default(),
             ready: Notify::new(),
             drained: Notify::new(),
+            notices: AtomicUsize::new(0),
             bound,
             buffers,
         }
@@ -112,7 +115,7 @@ impl Outbox {
         write(&mut queue.buffer, format);
         let length = queue.buffer.len() - before;
         queue.put += length as u64;
-        queue.notices += length;
+        self.notices.fetch_add(length, Ordering::Relaxed);
         drop(queue);
         if was_empty {
             self.ready.notify_one();
@@ -124,11 +127,20 @@ impl Outbox {
         self.queue.lock().format = format;
     }
 
+    /// How many bytes of notices are queued.
+    pub(crate) fn notices(&self) -> usize {
+        self.notices.load(Ordering::Relaxed)
+    }
+
     /// Waits until at most `limit` bytes of notices are queued. A client that asks and never reads is not read from.
     pub(crate) async fn notices_below(&self, limit: usize) {
         loop {
             let drained = self.drained.notified();
-            if self.queue.lock().notices <= limit {
+            let notices = {
+                let _queue = self.queue.lock();
+                self.notices()
+            };
+            if notices <= limit {
                 return;
             }
             drained.await;
@@ -141,7 +153,7 @@ impl Outbox {
             {
                 let mut queue = self.queue.lock();
                 if !queue.buffer.is_empty() {
-                    queue.notices = 0;
+                    self.notices.store(0, Ordering::Relaxed);
                     queue.taken = queue.buffer.len();
                     self.drained.notify_waiters();
                     return Some(std::mem::take(&mut queue.buffer));

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 
 use crate::address::ClientId;
 use crate::ids::IdSequence;
-use crate::message::Recipient;
+use crate::message::{Message, Recipient, Ticket};
+use crate::outcome::Code;
 
 /// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves.
 pub(crate) struct Registry {
@@ -65,9 +66,13 @@ impl Registry {
         }
     }
 
-    /// The client with this id.
-    pub(crate) fn get(&self, id: &ClientId) -> Option<Arc<dyn Recipient>> {
-        self.clients.get(id).map(|client| Arc::clone(&client.1))
+    /// Passes a message on to the client it is for. The client takes it while its place in the map is held; it must not
+    /// look for another client meanwhile.
+    pub(crate) fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        match self.clients.get(&message.to.id) {
+            Some(client) => client.1.push(message, ticket),
+            None => Err((ticket, Code::NoSuchClient)),
+        }
     }
 
     /// How many clients there are.
@@ -95,8 +100,9 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Message, Ticket};
-    use crate::outcome::Code;
+    use crate::address::{Address, NodeName};
+    use crate::message::{Settle, Tag};
+    use crate::outcome::Outcome;
     use futures_util::FutureExt;
     use std::sync::atomic::AtomicBool;
 
@@ -110,6 +116,27 @@ mod tests {
         fn yield_place(&self) {
             self.0.store(true, Ordering::SeqCst);
         }
+    }
+
+    struct Nobody;
+    impl Settle for Nobody {
+        fn settle(&self, _: &[(Tag, Outcome)]) {}
+    }
+
+    fn push(registry: &Registry, id: &ClientId) -> Code {
+        let node: NodeName = "n:1".parse().unwrap();
+        let address = Address { node, id: id.clone() };
+        let message = Message {
+            from: address.clone(),
+            to: address,
+            body: "x".into(),
+            prompt: false,
+        };
+        let ticket = Ticket {
+            origin: Arc::new(Nobody),
+            tag: Tag::prompt(0, 0),
+        };
+        registry.push(message, ticket).unwrap_err().1
     }
 
     #[test]
@@ -129,10 +156,10 @@ mod tests {
         assert!(earlier.0.load(Ordering::SeqCst), "it was not told");
         drop(first);
         let second = second.now_or_never().unwrap().unwrap();
-        assert!(registry.get(&id).is_some());
+        assert_eq!(push(&registry, &id), Code::RecipientGone);
         assert!(!later.0.load(Ordering::SeqCst));
         drop(second);
-        assert!(registry.get(&id).is_none());
+        assert_eq!(push(&registry, &id), Code::NoSuchClient);
         assert_eq!(registry.len(), 0);
     }
 

@@ -94,6 +94,8 @@ fn take(limiter: Option<&Limiter>, cells: NonZeroU32) -> Result<(), Duration> {
 pub(crate) struct Restraint {
     source: Source,
     meter: RwLock<(Rate, Meter)>,
+    /// What `meter` says, readable without its lock: most clients have no rate.
+    metered: AtomicBool,
     /// The largest message, in bytes.
     largest: usize,
     misses: Arc<Misses>,
@@ -116,6 +118,7 @@ impl Restraint {
     ) -> Self {
         Self {
             source,
+            metered: AtomicBool::new(rate.is_limited()),
             meter: RwLock::new((rate, Meter::new(rate, largest, Bucket::Full))),
             largest,
             misses: Arc::clone(misses),
@@ -154,10 +157,14 @@ impl Restraint {
         if meter.0 != rate {
             // Empty, else each change would be worth a burst.
             *meter = (rate, Meter::new(rate, self.largest, Bucket::Empty));
+            self.metered.store(rate.is_limited(), Ordering::Relaxed);
         }
     }
 
     fn take(&self, bytes: usize) -> Result<(), Duration> {
+        if !self.metered.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.meter.read().1.take(bytes)
     }
 
@@ -212,7 +219,9 @@ impl Restraint {
 
     /// A message came from the client, or one for it.
     pub(crate) fn busy(&self) {
-        self.busy.fetch_add(1, Ordering::Relaxed);
+        // Not as one step: of two messages at the same time one may go uncounted, and both were in time.
+        let count = self.busy.load(Ordering::Relaxed);
+        self.busy.store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Waits until there was no message from the client, nor one for it, for so long. Counts it.

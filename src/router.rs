@@ -189,11 +189,7 @@ impl Router {
     }
 
     fn deliver(&self, message: Message, ticket: Ticket) {
-        let pushed = match self.registry.get(&message.to.id) {
-            Some(client) => client.push(message, ticket),
-            None => Err((ticket, Code::NoSuchClient)),
-        };
-        if let Err((ticket, code)) = pushed {
+        if let Err((ticket, code)) = self.registry.push(message, ticket) {
             let code = match code {
                 // The client has left because the node shuts down, while a line that was read before had its turn.
                 Code::NoSuchClient | Code::RecipientGone if self.draining.load(Ordering::Acquire) => Code::ShuttingDown,

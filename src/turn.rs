@@ -40,11 +40,24 @@ impl Turn {
 
     /// Bytes were read or written. When that was enough, the other tasks come first; says whether they did. Cancel safe.
     pub(crate) async fn bytes(&mut self, bytes: usize) -> bool {
+        let is_over = self.is_over_after(bytes);
+        if is_over {
+            tokio::task::yield_now().await;
+        }
+        is_over
+    }
+
+    /// Counts something that was done that costs more than its bytes say. Says whether the turn is over with it; then the
+    /// task is to yield.
+    pub(crate) fn is_over_after_item(&mut self) -> bool {
+        self.is_over_after(ITEM)
+    }
+
+    fn is_over_after(&mut self, bytes: usize) -> bool {
         self.left = self.left.saturating_sub(bytes);
         let is_over = self.left == 0;
         if is_over {
             self.left = self.whole;
-            tokio::task::yield_now().await;
         }
         is_over
     }

@@ -52,6 +52,11 @@ impl Grant {
         }
     }
 
+    /// Whether there is any address that it may not send to, or it receives nothing.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.send.is_some() || !self.receive
+    }
+
     /// Whether it may send to this address.
     pub(crate) fn may_send(&self, to: &Address) -> bool {
         match &self.send {

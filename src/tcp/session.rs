@@ -1,5 +1,6 @@
 //! A legacy client's session: its lines followed, its messages under way, what is for it.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -36,6 +37,7 @@ use crate::outcome::{Code, Outcome};
 use crate::permission::Login;
 use crate::phase::Phase;
 use crate::restraint::Restraint;
+use crate::router::Blocked;
 use crate::turn::Turn;
 use crate::wire::framing::Lines;
 use crate::wire::handover;
@@ -59,6 +61,16 @@ const SMALL_BODY: usize = 4096;
 
 /// What a message of a line client is answered with.
 type Reply = Option<SmolStr>;
+
+/// What could not be done of a line at once.
+enum Rest<'a> {
+    /// Another token is to be judged.
+    Login { token: Cow<'a, str>, reply: Reply },
+    /// The client has as much under way as it may.
+    WindowFull { message: Message, reply: Reply },
+    /// There is no room where the message goes.
+    Blocked(Blocked),
+}
 
 /// A legacy client.
 pub(super) struct LineSession {
@@ -287,7 +299,9 @@ impl LineSession {
         }
         if let Some(line) = lines.take_rest() {
             Box::pin(self.restraint.hold(line.len(), &context.phase)).await;
-            Box::pin(self.follow(line, &mut last, context)).await;
+            if let Some(rest) = self.follow(line, &mut last, context) {
+                Box::pin(self.follow_in_time(*rest, &mut last, context)).await;
+            }
         }
         Stop::Eof
     }
@@ -310,10 +324,16 @@ impl LineSession {
                     if !self.restraint.passes(line.len()) {
                         self.restraint.hold(line.len(), &context.phase).await;
                     }
-                    self.follow(line, last, context).await;
+                    // Of most lines there is no rest; what one needs is not to be part of this task.
+                    if let Some(rest) = self.follow(line, last, context) {
+                        Box::pin(self.follow_in_time(*rest, last, context)).await;
+                    }
                     // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
-                    self.outbox.notices_below(NOTICES).await;
-                    if turn.item().await {
+                    if self.outbox.notices() > NOTICES {
+                        self.outbox.notices_below(NOTICES).await;
+                    }
+                    if turn.is_over_after_item() {
+                        tokio::task::yield_now().await;
                         last.give_way().await;
                     }
                 }
@@ -328,49 +348,41 @@ impl LineSession {
         }
     }
 
-    /// Does what one line says. Waits while the client has as much under way as it may.
-    async fn follow(&self, line: &[u8], last: &mut Addressee, context: &ClientContext) {
+    /// Does what one line says, but for what has to wait.
+    fn follow<'l>(&self, line: &'l [u8], last: &mut Addressee, context: &ClientContext) -> Option<Box<Rest<'l>>> {
         match line::parse(line) {
             Ok(Request::Send { to, body, id }) => {
                 let reply = id.map(|id| SmolStr::new(&id));
-                if body.len() > context.limits.max_message {
-                    let text = format!(
-                        "the body is over this node's limit of {} bytes",
-                        context.limits.max_message
-                    );
-                    return self.answer(reply, Outcome::Refused(Code::TooLarge), Some(&text));
-                }
-                match last.parse(&to) {
-                    Ok(to) => {
-                        let from = match self.legacy_sender(line, context) {
-                            // One hop: else a legacy server could have this node speak to others for its clients.
-                            Some(_) if to.node != *context.router.name() => {
-                                context.counters.bump(Counter::RefusedHop);
-                                return self.answer(reply, Outcome::Refused(Code::NoSuchClient), None);
-                            }
-                            from => from,
-                        };
-                        let body = Bytes::copy_from_slice(body.as_bytes());
-                        last.link = self.send(from, to, body, reply, context).await;
-                    }
-                    Err(error) => {
-                        let text = format!("`to` is not HOST:PORT:ID: {error}");
-                        self.answer(reply, Outcome::Refused(Code::BadAddress), Some(&text));
-                    }
-                }
+                return self.send(line, &to, &body, reply, last, context).map(Box::new);
             }
             Ok(Request::Hello { format }) => self.outbox.set_format(format),
             Ok(Request::Login { token, id }) => {
                 let reply = id.map(|id| SmolStr::new(&id));
-                match self.log_in_again(&token, context).await {
-                    Ok(()) => self.answer(reply, Outcome::Delivered, None),
-                    Err(text) => self.answer(reply, Outcome::Refused(Code::NotAllowed), Some(&text)),
-                }
+                return Some(Box::new(Rest::Login { token, reply }));
             }
             Err(rejected) => {
                 let reply = rejected.id.map(|id| SmolStr::new(&id));
                 self.answer(reply, Outcome::Refused(rejected.code), Some(&rejected.text));
             }
+        }
+        None
+    }
+
+    /// Does the rest of what a line says. Waits while the client has as much under way as it may.
+    async fn follow_in_time(&self, rest: Rest<'_>, last: &mut Addressee, context: &ClientContext) {
+        match rest {
+            Rest::Login { token, reply } => match self.log_in_again(&token, context).await {
+                Ok(()) => self.answer(reply, Outcome::Delivered, None),
+                Err(text) => self.answer(reply, Outcome::Refused(Code::NotAllowed), Some(&text)),
+            },
+            Rest::WindowFull { message, reply } => {
+                let started = self.start(&message, reply).await;
+                last.link = match self.pass_on(message, started, context) {
+                    Ok(link) => link,
+                    Err(blocked) => context.route_in_time(blocked).await,
+                };
+            }
+            Rest::Blocked(blocked) => last.link = context.route_in_time(blocked).await,
         }
     }
 
@@ -396,49 +408,88 @@ impl LineSession {
         Ok(())
     }
 
-    /// Sends a message, of the client if it is `from` no other. Gives the link that it took, if it took one.
-    async fn send(
+    /// Sends a message, but for what has to wait.
+    fn send(
         &self,
-        from: Option<Box<Address>>,
-        to: Address,
-        body: Bytes,
+        line: &[u8],
+        to: &str,
+        body: &str,
         reply: Reply,
+        last: &mut Addressee,
         context: &ClientContext,
-    ) -> Option<Arc<Link>> {
+    ) -> Option<Rest<'static>> {
+        if body.len() > context.limits.max_message {
+            let text = format!(
+                "the body is over this node's limit of {} bytes",
+                context.limits.max_message
+            );
+            self.answer(reply, Outcome::Refused(Code::TooLarge), Some(&text));
+            return None;
+        }
+        let to = match last.parse(to) {
+            Ok(to) => to,
+            Err(error) => {
+                let text = format!("`to` is not HOST:PORT:ID: {error}");
+                self.answer(reply, Outcome::Refused(Code::BadAddress), Some(&text));
+                return None;
+            }
+        };
+        let from = self.legacy_sender(line, context);
+        // One hop: else a legacy server could have this node speak to others for its clients.
+        if from.is_some() && to.node != *context.router.name() {
+            context.counters.bump(Counter::RefusedHop);
+            self.answer(reply, Outcome::Refused(Code::NoSuchClient), None);
+            return None;
+        }
+        last.link = None;
         if !self.permit.may_send(&to) {
             context.counters.bump(Counter::RefusedPermission);
             self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
             return None;
         }
-        let mut message = Message {
+        let message = Message {
             from: from.map_or_else(|| self.address.clone(), |from| *from),
             to,
             prompt: reply.is_some() || body.len() > SMALL_BODY,
-            body,
+            body: Bytes::copy_from_slice(body.as_bytes()),
         };
-        let Started { key, is_scarce } = self.start(&message, reply).await;
-        message.prompt |= is_scarce;
-        let origin = self.this.upgrade()?;
+        let started = self.flow.lock().try_start(&message.to, message.size(), reply);
+        match started {
+            Ok(started) => match self.pass_on(message, started, context) {
+                Ok(link) => last.link = link,
+                Err(blocked) => return Some(Rest::Blocked(blocked)),
+            },
+            Err(reply) => return Some(Rest::WindowFull { message, reply }),
+        }
+        None
+    }
+
+    /// Passes on a message that counts as under way. Gives the link that it took, if it took one.
+    fn pass_on(
+        &self,
+        mut message: Message,
+        started: Started,
+        context: &ClientContext,
+    ) -> Result<Option<Arc<Link>>, Blocked> {
+        message.prompt |= started.is_scarce;
+        let Some(origin) = self.this.upgrade() else {
+            return Ok(None);
+        };
         let ticket = Ticket {
             origin,
-            tag: Tag::prompt(key as u64, 0),
+            tag: Tag::prompt(started.key as u64, 0),
         };
-        context.route(message, ticket).await
+        context.router.route(message, ticket)
     }
 
     /// Counts a message as under way; waits while it may not be sent yet.
     async fn start(&self, message: &Message, mut reply: Reply) -> Started {
-        let mut start = || {
-            let started = self.flow.lock().try_start(&message.to, message.size(), reply.take());
-            started.map_err(|back| reply = back)
-        };
-        if let Ok(started) = start() {
-            return started;
-        }
         loop {
             let ended = self.ended.notified();
-            if let Ok(started) = start() {
-                return started;
+            let started = self.flow.lock().try_start(&message.to, message.size(), reply);
+            match started {
+                Ok(started) => return started,
+                Err(back) => reply = back,
             }
             ended.await;
         }
