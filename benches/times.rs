@@ -87,9 +87,9 @@ mod registry {
     const CLIENTS: usize = 1000;
 
     #[divan::bench(threads = [1, 2])]
-    fn look_up(bencher: Bencher<'_, '_>) {
+    fn pass_on(bencher: Bencher<'_, '_>) {
         let clients = Clients::new(CLIENTS);
-        bencher.counter(ItemsCount::new(MESSAGES)).bench(|| clients.look_up());
+        bencher.counter(ItemsCount::new(MESSAGES)).bench(|| clients.pass_on());
     }
 
     #[divan::bench]

@@ -89,9 +89,9 @@ fn machine_shuffled(mut workload: Machine) -> Machine {
 }
 
 #[library_benchmark(setup = Clients::new)]
-#[bench::of_1000(args = (CLIENTS), config = within("look_up.of_1000"))]
-fn look_up(workload: Clients) -> Clients {
-    assert_eq!(workload.look_up(), MESSAGES);
+#[bench::of_1000(args = (CLIENTS), config = within("pass_on.of_1000"))]
+fn pass_on(workload: Clients) -> Clients {
+    assert_eq!(workload.pass_on(), MESSAGES);
     workload
 }
 
@@ -109,7 +109,7 @@ library_benchmark_group!(
         frame_to_line,
         machine_in_order,
         machine_shuffled,
-        look_up,
+        pass_on,
         come_and_go
     ]
 );

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is too long for every change, to be run each night; stops at the first failure:
-#   scripts/nightly.sh                  a million schedules of the delivery machine; then 200 faults; then all tests with
-#                                       nodes, joined by Redis and by a Redis Cluster
+#   scripts/nightly.sh                  a million schedules of the delivery machine; then 200 faults; then trouble with
+#                                       Redis, and all tests with nodes that are joined by it or a cluster of it
 #   scripts/nightly.sh --schedules N    that many schedules
 #   scripts/nightly.sh --faults N       that many faults
 #   scripts/nightly.sh --first SEED     the first schedule's seed, in place of one made of the time: each night plays others
@@ -53,6 +53,10 @@ heading "Faults: $faults of them, under whole nodes"
 scripts/faults.sh --faults "$faults"
 
 need_test_programs
+heading "Trouble with Redis"
+for trouble in restarted stopped disconnected moved taken-over; do
+    scripts/redis.sh "$trouble"
+done
 for carrier in redis redis-cluster; do
     heading "Tests with nodes that are joined by $carrier"
     test_over "$carrier" 2>&1 | tee -a "$output"

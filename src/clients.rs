@@ -125,12 +125,12 @@ impl ClientContext {
     pub(crate) async fn route(&self, message: Message, ticket: Ticket) -> Option<Arc<Link>> {
         match self.router.route(message, ticket) {
             Ok(taken) => taken,
-            Err(blocked) => self.route_in_time(blocked).await,
+            Err(blocked) => self.route_once_free(blocked).await,
         }
     }
 
     /// Passes on a message for which there was no room, once there is. Gives the link that it took, if it took one.
-    pub(crate) async fn route_in_time(&self, mut blocked: Blocked) -> Option<Arc<Link>> {
+    pub(crate) async fn route_once_free(&self, mut blocked: Blocked) -> Option<Arc<Link>> {
         loop {
             let Blocked { message, ticket, way } = blocked;
             // The waiting begins before the next try, so no room that comes in between is missed.

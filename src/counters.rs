@@ -77,6 +77,8 @@ counters! {
     BusReplayed = "bus-replayed",
     /// Packets that came by the bus for a session that there is none of, or no more.
     BusStray = "bus-stray",
+    /// Packets for another node that more than one process has taken from the bus.
+    BusTwins = "bus-twins",
     /// TCP clients that had no line within `--first-line`.
     EndedFirstLine = "ended-first-line",
     /// Clients without a message, from them or to them, for `--idle`.

@@ -82,7 +82,7 @@ fn link(node: &BareNode) -> (Arc<Link>, LinkCodec) {
     let bounds = node.limits().link();
     let link = node
         .router()
-        .link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds).0);
+        .link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, true).0);
     link.exchange().connected_knowing(&RangeSet::new()).unwrap();
     let max_message = node.limits().max_message;
     (link, LinkCodec { own, peer, max_message })
@@ -463,7 +463,7 @@ impl Clients {
     }
 
     /// Passes a message to each of those that are here, in turn, as often as there are messages. Gives how many were found.
-    pub fn look_up(&self) -> usize {
+    pub fn pass_on(&self) -> usize {
         let [node, _] = nodes();
         let id = "1".parse().unwrap();
         let nobody = Address { node, id };
@@ -648,7 +648,7 @@ mod tests {
     fn clients_are_found_come_and_go() {
         let clients = Clients::new(1000);
         for _ in 0..2 {
-            assert_eq!((clients.look_up(), clients.come_and_go()), (MESSAGES, 2000));
+            assert_eq!((clients.pass_on(), clients.come_and_go()), (MESSAGES, 2000));
         }
         assert_eq!(clients.registry.len(), 1000);
     }

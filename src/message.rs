@@ -107,6 +107,9 @@ pub(crate) fn settle_all(ends: impl IntoIterator<Item = (Ticket, Outcome)>) {
 /// A client as the rest of its node sees it.
 pub(crate) trait Recipient: Send + Sync {
     /// Takes a message to be written to the client, or says why not and gives the ticket back.
+    ///
+    /// Of a small message this is called with a lock of the registry held: it takes locks of its client alone, and neither
+    /// settles anything nor has anybody come or leave.
     fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)>;
 
     /// Another connection has come for the client's id, which has the better right to it: this one is to end.

@@ -225,6 +225,13 @@ impl Node {
                     plaintext_allowed: redis.plaintext,
                     max_payload: limits.max_message + BESIDE_MESSAGE,
                 };
+                if limits.max_message > LARGE_FOR_REDIS {
+                    warn!(
+                        max_message = limits.max_message,
+                        "so long a message only gets through a Redis with a higher client-output-buffer-limit for pubsub \
+                         than its default of 32 MB; without that the links by Redis break at each"
+                    );
+                }
                 let (bus, events) = start_bus(&redis, &name, tracker, &phase).await?;
                 let (hub, openings) = Hub::new(bus, own, redis, Arc::clone(&counters));
                 tracker.spawn(Arc::clone(&hub).run(events));
@@ -463,6 +470,10 @@ impl Node {
 
 /// The most bytes that come over a bus beside one message: what is said of all that is under way, and a packet of messages.
 const BESIDE_MESSAGE: usize = 2 * MAX_FRAME;
+
+/// A Redis ends a subscription for which more than 32 MB wait, unless it is configured otherwise; a packet has one message at
+/// least.
+const LARGE_FOR_REDIS: usize = 30 << 20;
 
 /// Starts what carries messages through Redis. A Redis that is away is waited for by the bus itself, and no reason not
 /// to start; one that will not have this node is.

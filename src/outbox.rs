@@ -136,11 +136,7 @@ impl Outbox {
     pub(crate) async fn notices_below(&self, limit: usize) {
         loop {
             let drained = self.drained.notified();
-            let notices = {
-                let _queue = self.queue.lock();
-                self.notices()
-            };
-            if notices <= limit {
+            if self.notices() <= limit {
                 return;
             }
             drained.await;

@@ -14,7 +14,12 @@ use crate::ids::IdSequence;
 use crate::message::{Message, Recipient, Ticket};
 use crate::outcome::Code;
 
-/// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves.
+/// Bodies of up to so many bytes are pushed while the client's place in the map is held, which spares a reference to the
+/// client. What takes longer must not hold up those that come and leave.
+const BRIEF: usize = 4096;
+
+/// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves, and what runs under one is
+/// bound by what [`Recipient::push`] says.
 pub(crate) struct Registry {
     clients: DashMap<ClientId, (u64, Arc<dyn Recipient>), RandomState>,
     /// How many have come.
@@ -66,13 +71,17 @@ impl Registry {
         }
     }
 
-    /// Passes a message on to the client it is for. The client takes it while its place in the map is held; it must not
-    /// look for another client meanwhile.
+    /// Passes a message on to the client it is for.
     pub(crate) fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
-        match self.clients.get(&message.to.id) {
-            Some(client) => client.1.push(message, ticket),
-            None => Err((ticket, Code::NoSuchClient)),
+        let Some(client) = self.clients.get(&message.to.id) else {
+            return Err((ticket, Code::NoSuchClient));
+        };
+        if message.body.len() <= BRIEF {
+            return client.1.push(message, ticket);
         }
+        let recipient = Arc::clone(&client.1);
+        drop(client);
+        recipient.push(message, ticket)
     }
 
     /// How many clients there are.

@@ -28,6 +28,9 @@ type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddlewa
 /// it later.
 const LOOKS: u32 = 4;
 
+/// How long a held client waits at most until it is looked at again: another rate may hold by then, or none.
+const RENEWED: Duration = Duration::from_secs(1);
+
 /// What may be sent at once to begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bucket {
@@ -151,7 +154,7 @@ impl Restraint {
         }
     }
 
-    /// From now on the client may send at this rate. Where that is no other, what it has used of it stays used.
+    /// From now on the client may send at this rate; one that is held notices within a second. Where that is no other, what it has used of it stays used.
     pub(crate) fn renew(&self, rate: Rate) {
         let mut meter = self.meter.write();
         if meter.0 != rate {
@@ -174,7 +177,7 @@ impl Restraint {
             self.counters.bump(counter);
         }
         tokio::select! {
-            () = sleep(wait) => true,
+            () = sleep(wait.min(RENEWED)) => true,
             () = phase.reached(Phase::Draining) => false,
         }
     }
@@ -242,6 +245,7 @@ mod tests {
     use super::*;
     use crate::phase::phases;
     use futures_util::FutureExt;
+    use tokio::time::timeout;
 
     fn number(number: u32) -> NonZeroU32 {
         NonZeroU32::new(number).unwrap()
@@ -301,6 +305,20 @@ mod tests {
             bytes: Some(number(u32::MAX)),
         });
         assert!(!restraint.passes(1));
+    }
+
+    #[tokio::test]
+    async fn who_is_held_is_let_go_when_another_rate_allows_it() {
+        let restraint = restraint(Rate {
+            messages: None,
+            bytes: Some(number(1)),
+        });
+        let (_lead, phase) = phases();
+        assert!(restraint.passes(9_000));
+        // By the first rate it would take an hour or two.
+        let held = timeout(60 * RENEWED, restraint.hold(9_000, &phase));
+        let (held, ()) = tokio::join!(held, async { restraint.renew(Rate::default()) });
+        assert!(held.is_ok());
     }
 
     #[test]

@@ -99,6 +99,11 @@ impl Router {
         Arc::clone(&self.links.entry(peer.clone()).or_insert_with(make))
     }
 
+    /// Forgets the links for which this is false; nothing is put into one while it is asked.
+    pub(crate) fn retain_links(&self, mut keep: impl FnMut(&Link) -> bool) {
+        self.links.retain(|_, link| keep(link));
+    }
+
     /// Every link there is.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
         self.links.iter().map(|link| Arc::clone(&link)).collect()
@@ -120,9 +125,10 @@ impl Router {
     }
 
     /// Whether a connection from this address speaks for the clients of this node: it is a legacy server that is there.
-    /// Once there was a link to a node of that name, which takes a certificate, an address proves nothing any more.
+    /// Once a node has proved by its certificate that the name is its own, an address proves nothing any more.
     pub(crate) fn speaks_for(&self, ip: IpAddr, node: &NodeName) -> bool {
-        self.legacy.get(node).is_some_and(|server| server.is_at(ip)) && !self.links.contains_key(node)
+        self.legacy.get(node).is_some_and(|server| server.is_at(ip))
+            && !self.links.get(node).is_some_and(|link| link.is_proved())
     }
 
     /// From now on messages of other nodes are refused: their recipients are about to be gone.
@@ -145,10 +151,15 @@ impl Router {
             self.deliver(message, ticket);
             return Ok(None);
         }
-        let Some(link) = self.link(&message.to.node) else {
+        // Its place is held while the message is put in, so that it is not given up meanwhile.
+        let place = self.links.get(&message.to.node).filter(|link| self.is_way(link));
+        let Some(place) = place else {
             return self.route_to_legacy(message, ticket).map(|()| None);
         };
-        match link.submit(message, ticket) {
+        let submitted = place.submit(message, ticket);
+        let link = Arc::clone(&place);
+        drop(place);
+        match submitted {
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
             Err((message, ticket)) => {
@@ -158,6 +169,12 @@ impl Router {
             Ok(()) => return Ok(Some(link)),
         }
         Ok(None)
+    }
+
+    /// Whether what is for the link's node goes by the link. Where there is a legacy server of that name it does once a node
+    /// has proved that the name is its own: until then there may only be somebody who says so, or one that is to come.
+    fn is_way(&self, link: &Link) -> bool {
+        self.legacy.is_empty() || !self.legacy.contains_key(link.peer()) || link.is_proved()
     }
 
     /// Passes on a message for a node without a link.
@@ -245,7 +262,7 @@ mod tests {
             messages: 1,
             bytes: 1000,
         };
-        let link = router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds).0);
+        let link = router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, true).0);
         let ends = Arc::new(Ends::default());
         router.give_up();
         for (number, to) in [(0, "n:1:b"), (1, "n:2:b")] {
@@ -284,8 +301,47 @@ mod tests {
         assert_eq!(speaks(elsewhere), [false; 3]);
         assert!(!router.speaks_for(here, &own) && !router.speaks_for(here, &"10.0.0.1:3".parse().unwrap()));
         assert!(router.has_legacy_at(here) && !router.has_legacy_at(elsewhere));
-        router.link_or_insert(&names[0], || Link::new(&own, names[0].clone(), bounds).0);
+        // A link is what somebody asks for, or only says that there is.
+        let link = router.link_or_insert(&names[0], || Link::new(&own, names[0].clone(), bounds, false).0);
+        assert_eq!(speaks(here), [true, true, false]);
+        assert!(!router.is_way(&link));
+        link.prove();
         assert_eq!(speaks(here), [false, true, false]);
+        assert!(router.is_way(&link));
+    }
+
+    #[test]
+    fn a_link_is_forgotten_that_nobody_has_proved_asked_for_or_written_to() {
+        let own: NodeName = "n:1".parse().unwrap();
+        let bounds = Bounds {
+            messages: 9,
+            bytes: 10_000,
+        };
+        let router = Router::new(own.clone());
+        let names = ["n:2", "n:3", "n:4", "n:5"].map(|name| name.parse::<NodeName>().unwrap());
+        let [nothing, configured, proved, written_to] = names.clone();
+        let links = names.map(|name| {
+            let is_configured = name == configured;
+            router.link_or_insert(&name, || Link::new(&own, name.clone(), bounds, is_configured).0)
+        });
+        links[2].prove();
+        let ends = Arc::new(Ends::default());
+        let ticket = Ticket {
+            origin: Arc::<Ends>::clone(&ends),
+            tag: Tag::prompt(0, 0),
+        };
+        let message = Message {
+            from: "n:1:a".parse().unwrap(),
+            to: format!("{written_to}:b").parse().unwrap(),
+            body: "x".into(),
+            prompt: true,
+        };
+        assert!(router.route(message, ticket).is_ok());
+        router.retain_links(|link| !link.retire());
+        let mut left: Vec<_> = router.links().iter().map(|link| link.peer().clone()).collect();
+        left.sort();
+        assert_eq!(left, [configured, proved, written_to]);
+        assert!(links[0].peer() == &nothing && ends.0.lock().is_empty());
     }
 
     #[test]
@@ -333,7 +389,7 @@ mod tests {
             messages: 1,
             bytes: 1000,
         };
-        router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds).0);
+        router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, true).0);
         let ends = Arc::new(Ends::default());
         for number in 0..2 {
             let message = Message {

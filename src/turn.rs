@@ -47,8 +47,7 @@ impl Turn {
         is_over
     }
 
-    /// Counts something that was done that costs more than its bytes say. Says whether the turn is over with it; then the
-    /// task is to yield.
+    /// As [`Self::item`], but that it does not yield: says whether the turn is over, and the task is to.
     pub(crate) fn is_over_after_item(&mut self) -> bool {
         self.is_over_after(ITEM)
     }
@@ -62,7 +61,7 @@ impl Turn {
         is_over
     }
 
-    /// The same for one line, message or frame of which the bytes are counted elsewhere.
+    /// As [`Self::bytes`], for one line, message or frame of which the bytes are counted elsewhere.
     pub(crate) async fn item(&mut self) -> bool {
         self.bytes(ITEM).await
     }

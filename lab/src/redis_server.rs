@@ -230,6 +230,18 @@ impl Server {
         self.process.signal(signal)
     }
 
+    /// Has a replica of a cluster take the place of its master, which becomes a replica, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// When it refuses, or does not in time.
+    pub fn take_over(&self) -> anyhow::Result<()> {
+        self.done(&["CLUSTER", "FAILOVER"])?;
+        wait_until("the replica is the master", || {
+            Ok(self.text(&["INFO", "replication"])?.contains("role:master"))
+        })
+    }
+
     /// Has a command done on a connection of its own.
     ///
     /// # Errors
@@ -385,6 +397,42 @@ impl Cluster {
             Ok(owner.is_some())
         })?;
         owner.context("no master has it")
+    }
+
+    /// Starts a replica of a master, and waits until it is in step and all masters know it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn add_replica(&self, of: usize) -> anyhow::Result<Server> {
+        let master = self.masters.get(of).context("no such master")?;
+        let replica = Server::start_as(Kind::Clustered, Path::new("redis-server"), &[])?;
+        master.done(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"])?;
+        let (port, bus) = (replica.ports.plain, replica.ports.second.unwrap_or_default());
+        master.done(&["CLUSTER", "MEET", "127.0.0.1", &port.to_string(), &bus.to_string()])?;
+        let (master_id, id) = (master.text(&["CLUSTER", "MYID"])?, replica.text(&["CLUSTER", "MYID"])?);
+        wait_until("the replica knows its master", || {
+            Ok(!matches!(
+                replica.say(&["CLUSTER", "REPLICATE", &master_id])?,
+                Answer::Error(_)
+            ))
+        })?;
+        wait_until("the replica is in step, and known", || {
+            let in_step = replica
+                .text(&["INFO", "replication"])?
+                .contains("master_link_status:up");
+            for master in &self.masters {
+                let nodes = master.text(&["CLUSTER", "NODES"])?;
+                let known = nodes
+                    .lines()
+                    .any(|line| line.starts_with(&id) && line.contains(" slave ") && line.ends_with(" connected"));
+                if !in_step || !known {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(replica)
     }
 
     /// Moves an empty slot to another master as `redis-cli --cluster reshard` does.

@@ -91,6 +91,9 @@ pub(crate) enum Ended {
     /// What was to be said may not have been published.
     #[error("{0}")]
     Unpublished(String),
+    /// The keys have sealed as much as they should.
+    #[error("the session's keys are worn; the next session has others")]
+    Worn,
     /// This side has closed the session.
     #[error("{reason}")]
     ClosedHere { code: VarInt, reason: String },
@@ -114,7 +117,7 @@ impl Ended {
     pub(crate) fn is_own(&self) -> bool {
         matches!(
             self,
-            Self::Lost(ConnectionError::LocallyClosed) | Self::ClosedHere { .. }
+            Self::Lost(ConnectionError::LocallyClosed) | Self::ClosedHere { .. } | Self::Worn
         )
     }
 
@@ -145,7 +148,7 @@ impl Ended {
     /// The code and the reason to close the connection with.
     pub(super) fn close_code(&self) -> VarInt {
         match self {
-            Self::Lost(_) | Self::ClosedThere { .. } => close::DONE,
+            Self::Lost(_) | Self::ClosedThere { .. } | Self::Worn => close::DONE,
             Self::ClosedHere { code, .. } => *code,
             Self::Violation(_) | Self::Malformed(_) | Self::Slow | Self::NoControl => close::PROTOCOL,
             Self::Silent(_) | Self::Broken(_) | Self::Unpublished(_) => close::SILENT,

@@ -37,8 +37,11 @@ pub(crate) struct PacketCarrier<'a, T, C, H> {
     pub(crate) exchange: &'a Exchange<T>,
     pub(crate) codec: &'a C,
     pub(crate) handler: &'a H,
-    /// The most bytes of a message with its header.
+    /// The most bytes of a message with its header that this side takes.
     pub(crate) max_message: usize,
+    /// And the other side. Of a longer one it is sent the beginning, so that it can refuse it: all of it might be more
+    /// than it reads of the bus at all.
+    pub(crate) peer_takes: usize,
     /// How much is taken in before the other tasks come.
     pub(crate) turn: Turn,
     pub(crate) liveness: Option<Liveness>,
@@ -90,7 +93,8 @@ impl<T: Send, C: Codec, H: Handler<T>> PacketCarrier<'_, T, C, H> {
                     Some(published) = under_way.next() => {
                         match published {
                             Ok(0) => return Err(Ended::Unpublished("the node does not listen there now".to_owned())),
-                            Ok(_) => {}
+                            Ok(1) => {}
+                            Ok(listeners) => outgoing.note_listeners(listeners),
                             Err(error) => return Err(Ended::Unpublished(error.to_string())),
                         }
                         if !more {
@@ -101,6 +105,9 @@ impl<T: Send, C: Codec, H: Handler<T>> PacketCarrier<'_, T, C, H> {
                     tick = control.wait(&mut due), if under_way.len() < UNDER_WAY => eager = tick,
                 }
             }
+            if outgoing.is_worn() {
+                return Err(Ended::Worn);
+            }
             let mut packet = outgoing.begin(room);
             let empty = packet.len();
             // In one packet with the messages they cost nothing, so nothing waits for company.
@@ -110,8 +117,10 @@ impl<T: Send, C: Codec, H: Handler<T>> PacketCarrier<'_, T, C, H> {
             more = false;
             self.exchange.transmit(|number, after, message| {
                 packet::write_message(&mut packet, |out| {
+                    let begin = out.len();
                     self.codec.write_header(number, after, message, out);
-                    out.extend_from_slice(&message.body);
+                    let room = self.peer_takes.saturating_add(1).saturating_sub(out.len() - begin);
+                    out.extend_from_slice(message.body.get(..room).unwrap_or(&message.body));
                 });
                 more = packet.len() >= PACKET;
                 !more

@@ -157,6 +157,9 @@ fn lines<'a>(limit: usize, pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Vec<u
 
 /// A line of a legacy client, without its end.
 pub fn legacy_line(line: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(line) {
+        assert_eq!(line::parse(line), line::parse_any(text));
+    }
     match line::parse(line) {
         Ok(request) => {
             assert_eq!(line::stranger(line), None);

@@ -33,6 +33,7 @@ pub(crate) struct Adoption {
     peer_epoch: Option<u64>,
     /// The highest generation used with that process.
     generation: u64,
+    is_retired: bool,
 }
 
 /// What becomes of a new connection.
@@ -54,6 +55,7 @@ impl Adoption {
             current: None,
             peer_epoch: None,
             generation: 0,
+            is_retired: false,
         }
     }
 
@@ -65,6 +67,17 @@ impl Adoption {
             .map_or(0, |current| current.generation)
     }
 
+    /// Whether there ever was a connection.
+    pub(crate) const fn is_proved(&self) -> bool {
+        self.peer_epoch.is_some()
+    }
+
+    /// Refuses all connections from now on, if there never was one. Says whether it does.
+    pub(crate) const fn retire(&mut self) -> bool {
+        self.is_retired = !self.is_proved();
+        self.is_retired
+    }
+
     /// Whether a connection is there and not in doubt.
     pub(crate) fn is_well(&self) -> bool {
         self.current.is_some_and(|current| !current.suspect)
@@ -73,6 +86,9 @@ impl Adoption {
     /// At the node that decides: a connection of this rank came to a process with this epoch, which holds the connection of
     /// generation `live` for as good and alive.
     pub(crate) fn decide(&mut self, epoch: u64, live: u64, rank: Rank) -> Decision {
+        if self.is_retired {
+            return Decision::Refuse;
+        }
         // Another dial that crossed with the one that won. If the other side does not know of the current
         // connection, or holds it for dead, it is no use here either.
         if let Some(current) = self.current
@@ -89,7 +105,7 @@ impl Adoption {
 
     /// At the node that follows: the other, with this epoch, has adopted a connection of this rank.
     pub(crate) fn follow(&mut self, epoch: u64, generation: u64, rank: Rank) -> Decision {
-        if self.peer_epoch == Some(epoch) && generation <= self.generation {
+        if self.is_retired || self.peer_epoch == Some(epoch) && generation <= self.generation {
             return Decision::Refuse;
         }
         self.adopt(epoch, generation, rank)
@@ -156,6 +172,24 @@ mod tests {
         decider.lost();
         assert_eq!(decider.decide(7, 4, Rank::Direct), adopt(5, false));
         assert_eq!(decider.decide(8, 5, Rank::Direct), adopt(6, true), "another process");
+    }
+
+    #[test]
+    fn what_is_retired_refuses_all_and_what_was_ever_a_link_does_not_retire() {
+        for follows in [false, true] {
+            let try_one = |adoption: &mut Adoption, generation| match follows {
+                true => adoption.follow(7, generation, Rank::Direct),
+                false => adoption.decide(7, 0, Rank::Direct),
+            };
+            let mut never = Adoption::new();
+            assert!(never.retire() && !never.is_proved());
+            assert_eq!(try_one(&mut never, 1), Decision::Refuse);
+            let mut once = Adoption::new();
+            assert_eq!(try_one(&mut once, 1), adopt(1, false));
+            once.lost();
+            assert!(!once.retire() && once.is_proved());
+            assert_eq!(try_one(&mut once, 2), adopt(2, false));
+        }
     }
 
     #[test]

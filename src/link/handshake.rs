@@ -31,6 +31,27 @@ pub(crate) struct Greeted {
     pub(crate) admitted: Admitted,
 }
 
+/// What this node says of itself in each greeting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own {
+    pub(crate) epoch: u64,
+    pub(crate) bounds: Bounds,
+    /// The longest body that it takes, in bytes.
+    pub(crate) max_message: usize,
+}
+
+impl Own {
+    fn hello(self, link: &Link, rank: Rank) -> Hello {
+        Hello {
+            version: VERSION,
+            epoch: self.epoch,
+            live: link.adoption.lock().live(rank),
+            bounds: self.bounds,
+            max_message: self.max_message,
+        }
+    }
+}
+
 /// What a connection was let in by.
 #[derive(Debug)]
 pub(crate) struct Admitted {
@@ -95,16 +116,10 @@ pub(crate) async fn greet(
     admitted: Admitted,
     dialled: bool,
     link: &Link,
-    epoch: u64,
-    bounds: Bounds,
+    own: Own,
 ) -> Result<Greeted, GreetingError> {
     let break_off = BreakOff::new(&connection);
-    let greeted = match timeout(
-        GREETING_DEADLINE,
-        exchange_hellos(&connection, dialled, link, epoch, bounds),
-    )
-    .await
-    {
+    let greeted = match timeout(GREETING_DEADLINE, exchange_hellos(&connection, dialled, link, own)).await {
         Ok(greeted) => greeted,
         Err(_) => Err(GreetingError::TimedOut),
     };
@@ -131,8 +146,7 @@ async fn exchange_hellos(
     connection: &Connection,
     dialled: bool,
     link: &Link,
-    epoch: u64,
-    bounds: Bounds,
+    own: Own,
 ) -> Result<(ControlStream, Hello, Option<u64>), GreetingError> {
     let (mut send, mut recv): (SendStream, RecvStream) = if dialled {
         connection.open_bi().await?
@@ -141,14 +155,8 @@ async fn exchange_hellos(
     };
     // Fails only for a stream that is gone; then the write fails too.
     let _ = send.set_priority(CONTROL_PRIORITY);
-    let own = Hello {
-        version: VERSION,
-        epoch,
-        live: link.adoption.lock().live(Rank::Direct),
-        bounds,
-    };
     let mut out = BytesMut::new();
-    write_frame(&mut out, &Frame::Hello(own));
+    write_frame(&mut out, &Frame::Hello(own.hello(link, Rank::Direct)));
     send.write_all(&out).await?;
 
     let mut buffer = BytesMut::new();
@@ -186,10 +194,9 @@ pub(crate) async fn greet_on_bus(
     mut session: Box<Session>,
     admitted: Admitted,
     link: &Link,
-    epoch: u64,
-    bounds: Bounds,
+    own: Own,
 ) -> Result<Greeted, GreetingError> {
-    let greeting = exchange_hellos_on_bus(&mut session, link, epoch, bounds);
+    let greeting = exchange_hellos_on_bus(&mut session, link, own);
     let greeted = timeout(GREETING_DEADLINE, greeting)
         .await
         .unwrap_or(Err(GreetingError::TimedOut));
@@ -216,15 +223,9 @@ pub(crate) async fn greet_on_bus(
 async fn exchange_hellos_on_bus(
     session: &mut Session,
     link: &Link,
-    epoch: u64,
-    bounds: Bounds,
+    own: Own,
 ) -> Result<(Hello, Option<u64>), GreetingError> {
-    let own = Hello {
-        version: VERSION,
-        epoch,
-        live: link.adoption.lock().live(Rank::Relayed),
-        bounds,
-    };
+    let own = own.hello(link, Rank::Relayed);
     let mut packet = session.outgoing.begin(256);
     packet::write_frame(&mut packet, |out| write_frame(out, &Frame::Hello(own)));
     // An error shows as silence.

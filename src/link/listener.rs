@@ -19,9 +19,19 @@ use crate::phase::Phase;
 use crate::tls::credentials::Role;
 use crate::tls::peer_node;
 
-/// The most links a node has. Each costs memory while it is up, and each name needs a certificate of the cluster's
-/// authority, so only a cluster of a thousand nodes comes here.
-pub(super) const MAX_LINKS: usize = 1024;
+/// The most nodes that a node links to, in its life, beside those it is told to dial. Each costs memory, and each name needs
+/// a certificate of the cluster's authority, so only a cluster of a thousand nodes comes here, or one whose nodes take new
+/// names all the time.
+const MAX_LINKS: usize = 1024;
+
+/// Whether there may be a link to this node, which has proved its name.
+pub(super) fn has_place(context: &LinkContext, peer: &NodeName) -> bool {
+    let links = context.router.links();
+    let others = links
+        .iter()
+        .filter(|link| link.peer() != peer && !link.is_configured && link.is_proved());
+    others.count() < MAX_LINKS
+}
 
 /// The link to this node: the one there is, or a new one with a supervisor of its own that dials `target`.
 pub(crate) fn ensure_link(
@@ -32,7 +42,12 @@ pub(crate) fn ensure_link(
 ) -> Arc<Link> {
     let mut arrivals = None;
     let link = context.router.link_or_insert(peer, || {
-        let (link, receiver) = Link::new(context.router.name(), peer.clone(), context.limits.link());
+        let (link, receiver) = Link::new(
+            context.router.name(),
+            peer.clone(),
+            context.limits.link(),
+            target.is_some(),
+        );
         arrivals = Some(receiver);
         link
     });
@@ -146,18 +161,11 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
         Ok(entry) => Admitted { _entry: entry, shown },
         Err(error) => return refuse(close::IDENTITY, &error.to_string()),
     };
-    if context.router.links().len() >= MAX_LINKS && context.router.link(&peer).is_none() {
+    if !has_place(&context, &peer) {
         return refuse(close::BUSY, "this node has as many links as it may");
     }
     let link = ensure_link(&context, &tracker, &peer, None);
-    let greeting = greet(
-        connection.clone(),
-        admitted,
-        false,
-        &link,
-        context.epoch,
-        context.limits.link(),
-    );
+    let greeting = greet(connection.clone(), admitted, false, &link, context.own());
     match greeting.await {
         Ok(greeted) => {
             // Full only when a peer makes connections faster than they can be looked at.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::address::{Address, NodeName};
 use crate::carrier::{self, Arrived, Codec, Malformed};
@@ -38,19 +39,30 @@ pub(crate) struct Link {
     adoption: Mutex<Adoption>,
     /// Whether this node is the one that chooses among connections.
     decides: bool,
+    /// Somebody wants it, whether or not there is such a node.
+    is_configured: bool,
     arrivals: mpsc::Sender<Greeted>,
+    /// It was given up.
+    retired: CancellationToken,
 }
 
 impl Link {
     /// A link to `peer`, down, and where its supervisor is to take connections from that others dialled.
-    pub(crate) fn new(own: &NodeName, peer: NodeName, bounds: Bounds) -> (Arc<Self>, mpsc::Receiver<Greeted>) {
+    pub(crate) fn new(
+        own: &NodeName,
+        peer: NodeName,
+        bounds: Bounds,
+        is_configured: bool,
+    ) -> (Arc<Self>, mpsc::Receiver<Greeted>) {
         let (arrivals, receiver) = mpsc::channel(ARRIVALS);
         let link = Self {
             decides: *own < peer,
+            is_configured,
             peer,
             exchange: Exchange::new(bounds, bounds),
             adoption: Mutex::new(Adoption::new()),
             arrivals,
+            retired: CancellationToken::new(),
         };
         (Arc::new(link), receiver)
     }
@@ -73,6 +85,32 @@ impl Link {
     /// Whether a connection is there and not in doubt.
     pub(crate) fn is_up(&self) -> bool {
         self.adoption.lock().is_well()
+    }
+}
+
+impl Link {
+    /// Whether a node has proved by a certificate that the name is its own, now or before.
+    pub(crate) fn is_proved(&self) -> bool {
+        self.adoption.lock().is_proved()
+    }
+
+    /// As if a node had proved the name by a connection that is gone.
+    #[cfg(test)]
+    pub(crate) fn prove(&self) {
+        let mut adoption = self.adoption.lock();
+        adoption.follow(1, 1, adoption::Rank::Direct);
+        adoption.lost();
+    }
+
+    /// Gives the link up for good if nobody needs it: it leads to a name that somebody wrote somewhere, no node has proved
+    /// that it is its own, and nothing waits for one that does. Says whether it was given up; then its supervisor ends.
+    /// Nothing may be put into it at the same time.
+    pub(crate) fn retire(&self) -> bool {
+        let is_retired = !self.is_configured && self.exchange.is_idle() && self.adoption.lock().retire();
+        if is_retired {
+            self.retired.cancel();
+        }
+        is_retired
     }
 }
 

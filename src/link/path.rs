@@ -103,33 +103,36 @@ impl Carriage {
         }
     }
 
-    /// Writes a frame of the greeting. An error shows when it is carried over.
-    pub(crate) async fn greet_with(&mut self, frame: &wire::Frame) {
+    /// Writes a frame of the greeting. Says whether it is on its way; if not, the other side may miss it, and with it all
+    /// that follows.
+    pub(crate) async fn greet_with(&mut self, frame: &wire::Frame) -> bool {
         match self {
             Self::Quic(_, control) => {
                 let mut out = BytesMut::new();
                 wire::write_frame(&mut out, frame);
-                let _ = control.send.write_all(&out).await;
+                control.send.write_all(&out).await.is_ok()
             }
             Self::Bus(session) => {
                 let mut packet = session.outgoing.begin(256);
                 packet::write_frame(&mut packet, |out| wire::write_frame(out, frame));
-                let _ = session.outgoing.publish(packet).await.await;
+                matches!(session.outgoing.publish(packet).await.await, Ok(1..))
             }
         }
     }
 
-    /// Carries until the way ends.
+    /// Carries until the way ends. `most` is the most bytes of a message with its header that this side takes, and that
+    /// the other does.
     pub(crate) async fn carry<T: Send, C: Codec, H: Handler<T>>(
         self,
         exchange: &Exchange<T>,
         codec: &C,
         handler: &H,
-        max_stream: usize,
+        most: [usize; 2],
         liveness: Liveness,
         heard: &Arc<Heard>,
     ) -> Ended {
         let (turn, liveness) = (Turn::of_link(), Some(liveness));
+        let [max_stream, peer_takes] = most;
         match self {
             Self::Quic(connection, control) => {
                 let carrier = Carrier {
@@ -151,6 +154,7 @@ impl Carriage {
                     codec,
                     handler,
                     max_message: max_stream,
+                    peer_takes,
                     turn,
                     liveness,
                     heard,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::adoption::{Decision, Rank};
-use super::handshake::{Admitted, Greeted, GreetingError, greet, greet_on_bus};
+use super::handshake::{Admitted, Greeted, GreetingError, Own, greet, greet_on_bus};
 use super::path::Path;
 use super::{Link, LinkCodec};
 use crate::address::{HostPort, NodeName};
@@ -71,8 +71,12 @@ const REPLACEMENT_WAIT: Duration = Duration::from_secs(2);
 /// How often at the most it is told why the other node can't be reached, whatever the reasons.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// How long the end of a session may take to be published.
+/// How long the end of a session may take to be published, and how long when another one waits to take its place.
 const LAST_WORD: Duration = Duration::from_millis(500);
+const PARTING_WORD: Duration = Duration::from_millis(100);
+
+/// A link that was up for less time was hardly up: the next session on the bus waits as after one that came to nothing.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// The wait from one dial to the next while the link goes by a bus and a straight way would be better.
 const BETTER_WAIT: Duration = Duration::from_secs(5);
@@ -107,6 +111,15 @@ pub(crate) struct LinkContext {
 }
 
 impl LinkContext {
+    /// What this node says of itself.
+    pub(super) fn own(&self) -> Own {
+        Own {
+            epoch: self.epoch,
+            bounds: self.limits.link(),
+            max_message: self.limits.max_message,
+        }
+    }
+
     /// Whether there may be a link to this node.
     pub(super) fn is_allowed(&self, peer: &NodeName) -> bool {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(peer))
@@ -119,6 +132,7 @@ type Dialling = Pin<Box<dyn Future<Output = Result<Greeted, DialError>> + Send>>
 /// The connection that is the link.
 struct Active {
     path: Path,
+    since: Instant,
     heard: Arc<Heard>,
     carrying: Carrying,
     admitted: Admitted,
@@ -204,6 +218,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = &mut stopped => break,
+                () = self.link.retired.cancelled() => break,
                 Some(ended) = carrying => self.lost(&ended),
                 Some(greeted) = self.arrivals.recv() => self.consider(greeted).await,
                 Some(dialled) = self.dialling.next() => match dialled {
@@ -351,6 +366,10 @@ impl Supervisor {
         if let Some(old) = self.active.take() {
             old.path
                 .close(close::DUPLICATE, "another connection has replaced this one");
+            if let Path::Bus(_) = old.path {
+                // The carrier itself says so, and ends with that.
+                let _ = timeout(PARTING_WORD, old.carrying).await;
+            }
             exchange.disconnected(old.heard.at());
         }
         if restarted {
@@ -361,19 +380,26 @@ impl Supervisor {
         }
         exchange.set_bounds(self.context.limits.link().min(hello.bounds));
         if self.link.decides {
-            // A fresh way takes these few bytes at once, or it is no good and the carrier will say so.
-            let _ = timeout(PING, carriage.greet_with(&wire::Frame::Adopt(generation))).await;
+            // A fresh way takes these few bytes at once, or it is no good.
+            let told = timeout(PING, carriage.greet_with(&wire::Frame::Adopt(generation))).await;
+            if told != Ok(true) {
+                debug!(%peer, remote = %path, "the way is lost before it was the link");
+                path.close(close::SILENT, "it takes nothing");
+                self.link.adoption.lock().lost();
+                self.down_since = Instant::now();
+                return;
+            }
         }
         path.follow_distance();
         exchange.connected();
         info!(%peer, remote = %path, generation, "link up");
         self.backoff.reset();
-        self.open_backoff.reset();
         self.last_failure.clear();
         self.told_at = None;
 
         let heard = Arc::new(Heard::now());
         let silence = SILENCE.min(self.context.limits.link_wait.max(SUSPECT_AFTER));
+        let peer_takes = hello.max_message.saturating_add(wire::MAX_HEADER);
         let codec = LinkCodec {
             own: self.context.router.name().clone(),
             peer,
@@ -390,12 +416,20 @@ impl Supervisor {
                 let max_stream = codec.max_message + wire::MAX_HEADER;
                 let liveness = Liveness { ping: PING, silence };
                 carriage
-                    .carry(handler.link.exchange(), &codec, &handler, max_stream, liveness, &heard)
+                    .carry(
+                        handler.link.exchange(),
+                        &codec,
+                        &handler,
+                        [max_stream, peer_takes],
+                        liveness,
+                        &heard,
+                    )
                     .await
             }
         };
         self.active = Some(Active {
             path,
+            since: Instant::now(),
             heard,
             carrying: Box::pin(carrying),
             admitted,
@@ -421,6 +455,11 @@ impl Supervisor {
         self.link.exchange().disconnected(active.heard.at());
         self.down_since = Instant::now();
         self.open_at = Instant::now();
+        if active.since.elapsed() < LASTING {
+            self.open_at += self.open_backoff.next(rand::random());
+        } else {
+            self.open_backoff.reset();
+        }
         self.dial_at = Instant::now() + self.backoff.next(rand::random());
     }
 
@@ -514,7 +553,7 @@ async fn dial(context: Arc<LinkContext>, link: Arc<Link>, target: Target) -> Res
     let (connection, admitted) = timeout(DIAL_DEADLINE, connect(&context, link.peer(), &target))
         .await
         .map_err(|_| DialError::TimedOut(target))??;
-    Ok(greet(connection, admitted, true, &link, context.epoch, context.limits.link()).await?)
+    Ok(greet(connection, admitted, true, &link, context.own()).await?)
 }
 
 /// Opens a session on the bus.
@@ -545,7 +584,7 @@ async fn open(context: Arc<LinkContext>, hub: Arc<Hub>, link: Arc<Link>) -> Resu
     };
     let opened = timeout(DIAL_DEADLINE, opening).await;
     let (session, admitted) = opened.map_err(|_| DialError::OpenTimedOut)??;
-    Ok(greet_on_bus(session, admitted, &link, context.epoch, context.limits.link()).await?)
+    Ok(greet_on_bus(session, admitted, &link, context.own()).await?)
 }
 
 async fn resolve(context: &LinkContext, target: &HostPort) -> Result<SocketAddr, DialError> {

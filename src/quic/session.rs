@@ -290,6 +290,7 @@ impl Session {
                     | Ended::Silent(_)
                     | Ended::Broken(_)
                     | Ended::Unpublished(_)
+                    | Ended::Worn
                     | Ended::ClosedHere { .. }
                     | Ended::ClosedThere { .. } => {}
                 }
@@ -407,7 +408,8 @@ impl Recipient for Session {
             .exchange
             .submit(message, ticket)
             .map_err(|(_, ticket)| (ticket, Code::RecipientFull));
-        // The session may have ended between the two; then nobody else would end this message.
+        // The session may have ended between the two, unless the registry held its place; then nobody else would end this
+        // message.
         if self.closed.load(Ordering::SeqCst) {
             settle_all(self.exchange.give_up(Code::RecipientGone));
         }

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::connection::{Dialler, MAX_ENTRY};
 use super::error::{BusError, PublishError};
 use super::lanes::Outcome;
-use super::presence::Announcement;
+use super::presence::{Announcement, Listing};
 use super::shared::Shared;
 use super::url::RedisConfig;
 use super::{presence, publisher, scout, subscriber};
@@ -116,8 +116,8 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// When one of the masters does not answer: then the list would not be whole.
-    pub(crate) async fn nodes(&self) -> Result<Vec<(NodeName, Bytes)>, BusError> {
+    /// When no server answers. Where some of a cluster's masters do not, the list says that it may not be whole.
+    pub(crate) async fn nodes(&self) -> Result<Listing, BusError> {
         presence::nodes(&self.shared).await
     }
 

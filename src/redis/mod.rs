@@ -32,5 +32,7 @@ pub use url::{RedisUrl, UrlError};
 pub(crate) use {
     bus::{Bus, Event, Publishing},
     error::PublishError,
+    presence::Listing,
+    shared::Trouble,
     url::RedisConfig,
 };

@@ -134,14 +134,30 @@ async fn remove(shared: &Shared, commander: &mut Commander, node: &NodeName) -> 
     Ok(())
 }
 
+/// The list of nodes, as far as it could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listing {
+    /// Nodes with what they announced, by name.
+    pub(crate) nodes: Vec<(NodeName, Bytes)>,
+    /// Why there may be more: one of the masters did not answer.
+    pub(crate) missing: Option<BusError>,
+}
+
 /// The nodes that have an entry.
-pub(super) async fn nodes(shared: &Shared) -> Result<Vec<(NodeName, Bytes)>, BusError> {
+pub(super) async fn nodes(shared: &Shared) -> Result<Listing, BusError> {
     let mut commander = shared.commander.lock().await;
     let topology = commander.topology(shared).await?;
     let prefix = shared.dialler.config.entries();
-    let mut found = BTreeMap::new();
+    let (mut found, mut missing) = (BTreeMap::new(), None);
     for at in topology.masters() {
-        for key in commander.scan(shared, &at, &format!("{prefix}*")).await? {
+        let keys = match commander.scan(shared, &at, &format!("{prefix}*")).await {
+            Ok(keys) => keys,
+            Err(error) => {
+                missing = Some(error);
+                continue;
+            }
+        };
+        for key in keys {
             let name = key
                 .strip_prefix(prefix.as_bytes())
                 .and_then(|name| std::str::from_utf8(name).ok());
@@ -152,7 +168,9 @@ pub(super) async fn nodes(shared: &Shared) -> Result<Vec<(NodeName, Bytes)>, Bus
             }
         }
     }
-    commander.entries(shared, &prefix, found).await
+    let (nodes, unread) = commander.entries(shared, &prefix, found).await;
+    let missing = missing.or(unread);
+    Ok(Listing { nodes, missing })
 }
 
 /// Connections for commands, one to each server, kept from one to the next.
@@ -285,47 +303,61 @@ impl Commander {
         Err(nonsense())
     }
 
-    /// What stands in the entries of these nodes, each found at a server.
+    /// What stands in the entries of these nodes, each found at a server, and why some could not be read.
     async fn entries(
         &mut self,
         shared: &Shared,
         prefix: &str,
         found: BTreeMap<NodeName, HostPort>,
-    ) -> Result<Vec<(NodeName, Bytes)>, BusError> {
+    ) -> (Vec<(NodeName, Bytes)>, Option<BusError>) {
         let mut places: HashMap<HostPort, Vec<(NodeName, String)>> = HashMap::new();
         for (name, at) in found {
             let key = format!("{prefix}{name}");
             places.entry(at).or_default().push((name, key));
         }
-        let mut entries = Vec::new();
+        let (mut entries, mut missing) = (Vec::new(), None);
         for (at, names) in places {
             for names in names.chunks(ENTRIES_AT_ONCE) {
-                let commands: Vec<[&[u8]; 2]> = names.iter().map(|(_, key)| [&b"GET"[..], key.as_bytes()]).collect();
-                let commands: Vec<&[&[u8]]> = commands.iter().map(|command| &command[..]).collect();
-                let answers = self.call_at(shared, &at, &commands).await?;
-                for ((name, key), answer) in names.iter().zip(answers) {
-                    let answer = match answer {
-                        // Its slot is on its way to another master.
-                        Value::Error(error) if Redirect::read(&error, &at).is_some() => {
-                            self.call(shared, key.as_bytes(), &[b"GET", key.as_bytes()]).await?.1
-                        }
-                        answer => answer,
-                    };
-                    match answer {
-                        Value::Bytes(info) if info.len() <= MAX_ENTRY => entries.push((name.clone(), info.freeze())),
-                        Value::Error(error) => {
-                            let error = BusError::of_answer(&at, "GET", &error);
-                            if error.needs_attention() {
-                                return Err(error);
-                            }
-                        }
-                        // It has gone since, or is no entry.
-                        _ => {}
-                    }
+                if let Err(error) = self.entries_at(shared, &at, names, &mut entries).await {
+                    missing = Some(error);
+                    break;
                 }
             }
         }
         entries.sort();
-        Ok(entries)
+        (entries, missing)
+    }
+
+    async fn entries_at(
+        &mut self,
+        shared: &Shared,
+        at: &HostPort,
+        names: &[(NodeName, String)],
+        entries: &mut Vec<(NodeName, Bytes)>,
+    ) -> Result<(), BusError> {
+        let commands: Vec<[&[u8]; 2]> = names.iter().map(|(_, key)| [&b"GET"[..], key.as_bytes()]).collect();
+        let commands: Vec<&[&[u8]]> = commands.iter().map(|command| &command[..]).collect();
+        let answers = self.call_at(shared, at, &commands).await?;
+        for ((name, key), answer) in names.iter().zip(answers) {
+            let answer = match answer {
+                // Its slot is on its way to another master.
+                Value::Error(error) if Redirect::read(&error, at).is_some() => {
+                    self.call(shared, key.as_bytes(), &[b"GET", key.as_bytes()]).await?.1
+                }
+                answer => answer,
+            };
+            match answer {
+                Value::Bytes(info) if info.len() <= MAX_ENTRY => entries.push((name.clone(), info.freeze())),
+                Value::Error(error) => {
+                    let error = BusError::of_answer(at, "GET", &error);
+                    if error.needs_attention() {
+                        return Err(error);
+                    }
+                }
+                // It has gone since, or is no entry.
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }

@@ -58,7 +58,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(dialler: Dialler, own: Bytes, phase: Follow) -> Self {
         Self {
-            lanes: Mutex::new(Lanes::new(dialler.config.max_payload)),
+            lanes: Mutex::new(Lanes::new()),
             dialler,
             own,
             version: watch::Sender::new(0),
@@ -190,14 +190,14 @@ pub(super) fn backoff() -> Backoff {
 
 /// Tells of trouble: each kind once, until it is over.
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(crate) struct Trouble {
     told: String,
     at: Option<Instant>,
 }
 
 impl Trouble {
     /// An attempt has failed.
-    pub(super) fn tell(&mut self, what: &str, error: &BusError) {
+    pub(crate) fn tell(&mut self, what: &str, error: &BusError) {
         let text = error.to_string();
         if self.told == text && self.at.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
             debug!("{what}: {text}");
@@ -209,7 +209,7 @@ impl Trouble {
     }
 
     /// An attempt has succeeded.
-    pub(super) fn is_over(&mut self) {
+    pub(crate) fn is_over(&mut self) {
         *self = Self::default();
     }
 }

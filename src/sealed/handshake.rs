@@ -38,6 +38,8 @@ pub(crate) enum HandshakeError {
     Name(NodeName),
     #[error("the other node has started anew meanwhile")]
     OtherEpoch,
+    #[error("the handshake goes on behind its end")]
+    BehindEnd,
 }
 
 /// One side of a handshake that is going on.
@@ -105,7 +107,10 @@ impl Handshake {
             return Err(HandshakeError::OtherEpoch);
         }
         while !bytes.is_empty() {
-            self.tls.read_tls(&mut bytes)?;
+            // Behind the other side's farewell nothing is read any more.
+            if self.tls.read_tls(&mut bytes)? == 0 {
+                return Err(HandshakeError::BehindEnd);
+            }
             self.tls.process_new_packets()?;
         }
         Ok(())
@@ -248,6 +253,18 @@ mod tests {
     fn a_node_of_another_authority_is_refused() {
         let ([ours, _], [_, theirs]) = (both(), both());
         assert!(matches!(shake(&[ours, theirs], party(0)), Err(HandshakeError::Tls(_))));
+    }
+
+    #[test]
+    fn what_stands_behind_a_farewell_is_an_error() {
+        let tls = both();
+        let mut opener = Handshake::open(tls[0].bus_client(), SESSION, party(0), party(1).name).unwrap();
+        let mut answerer = Handshake::answer(tls[1].bus_server(), SESSION, party(1), party(0)).unwrap();
+        answerer.take(0, &opener.due().unwrap().unwrap()).unwrap();
+        answerer.tls.send_close_notify();
+        let mut flight = answerer.due().unwrap().unwrap().to_vec();
+        flight.extend_from_slice(&[0; 100_000]);
+        assert!(matches!(opener.take(1, &flight), Err(HandshakeError::BehindEnd)));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Where a node's packets come in from a bus: each goes to the session that it is of.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::handshake::Party;
 use crate::address::NodeName;
@@ -13,8 +15,14 @@ use crate::counters::{Counter, Counters};
 use crate::redis::{Bus, Event, RedisConfig};
 use crate::wire::packet::{self, Packet, SessionId};
 
-/// How many packets may wait for one session. Its carrier waits for nobody, so this is for when it has its turn.
+/// How many packets may wait for one session, and how many bytes of them; a packet that is longer alone may wait alone. Its
+/// carrier waits for nobody, so this is for when it has its turn.
 const INBOX: usize = 256;
+const INBOX_BYTES: u32 = 2 << 20;
+
+/// How many bytes may wait for a session whose keys are not agreed on: handshakes and greetings. As anyone who can publish
+/// can have written them, nobody else waits for their room.
+const UNPROVED_BYTES: u32 = 64 << 10;
 
 /// How many nodes may wait to have their openings looked at; more are counted, and open again.
 const OPENINGS: usize = 64;
@@ -33,16 +41,29 @@ pub(crate) struct Hub {
     bus: Bus,
     own: Party,
     config: RedisConfig,
-    sessions: DashMap<SessionId, mpsc::Sender<Packet>>,
+    sessions: DashMap<SessionId, Entrance>,
     openings: mpsc::Sender<Opening>,
     counters: Arc<Counters>,
+}
+
+/// A packet with its room.
+type Waiting = (Packet, OwnedSemaphorePermit);
+
+/// Where the packets of one session are put.
+#[derive(Debug, Clone)]
+struct Entrance {
+    packets: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+    is_proved: Arc<AtomicBool>,
 }
 
 /// Where the packets of one session come in, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     session: SessionId,
-    packets: mpsc::Receiver<Packet>,
+    packets: mpsc::Receiver<Waiting>,
+    room: Arc<Semaphore>,
+    is_proved: Arc<AtomicBool>,
     hub: Arc<Hub>,
 }
 
@@ -54,7 +75,14 @@ impl Inbox {
 
     /// Waits for the next packet; `None` once the subscription has broken. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<Packet> {
-        self.packets.recv().await
+        self.packets.recv().await.map(|(packet, _)| packet)
+    }
+
+    /// The keys are agreed on: from now on what waits here may be as much as a link brings.
+    pub(crate) fn proved(&self) {
+        if !self.is_proved.swap(true, Ordering::Relaxed) {
+            self.room.add_permits((INBOX_BYTES - UNPROVED_BYTES) as usize);
+        }
     }
 }
 
@@ -110,10 +138,18 @@ impl Hub {
             return None;
         };
         let (sender, packets) = mpsc::channel(INBOX);
-        place.insert(sender);
+        let room = Arc::new(Semaphore::new(UNPROVED_BYTES as usize));
+        let is_proved = Arc::<AtomicBool>::default();
+        place.insert(Entrance {
+            packets: sender,
+            room: Arc::clone(&room),
+            is_proved: Arc::clone(&is_proved),
+        });
         Some(Inbox {
             session,
             packets,
+            room,
+            is_proved,
             hub: Arc::clone(self),
         })
     }
@@ -134,6 +170,7 @@ impl Hub {
     }
 
     async fn pass_on(self: &Arc<Self>, bytes: Bytes) {
+        let length = bytes.len();
         let Ok(packet) = packet::read(bytes) else {
             return self.counters.bump(Counter::BusForged);
         };
@@ -157,13 +194,39 @@ impl Hub {
                 }
             }
             Packet::Shake { session, .. } | Packet::Sealed { session, .. } => {
-                let inbox = self.sessions.get(&session).map(|inbox| inbox.clone());
-                match inbox {
-                    // An error: it has ended meanwhile.
-                    Some(inbox) => drop(inbox.send(packet).await),
+                let entrance = self.sessions.get(&session).map(|entrance| entrance.clone());
+                match entrance {
+                    Some(entrance) => {
+                        if !entrance.put(packet, length).await {
+                            self.counters.bump(Counter::BusForged);
+                        }
+                    }
                     None => self.counters.bump(Counter::BusStray),
                 }
             }
         }
+    }
+}
+
+impl Entrance {
+    /// Passes a packet of so many bytes on, once there is room for it. False: there is none, and it is no packet that one
+    /// would wait for.
+    async fn put(&self, packet: Packet, length: usize) -> bool {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room);
+        let room = if self.is_proved.load(Ordering::Relaxed) {
+            room.acquire_many_owned(length.min(INBOX_BYTES)).await.ok()
+        } else {
+            room.try_acquire_many_owned(length).ok()
+        };
+        let Some(room) = room else {
+            return false;
+        };
+        // An error: the session has ended meanwhile. A place is free where there is room, if not for many small ones.
+        if self.is_proved.load(Ordering::Relaxed) {
+            let _ = self.packets.send((packet, room)).await;
+            return true;
+        }
+        !matches!(self.packets.try_send((packet, room)), Err(TrySendError::Full(_)))
     }
 }

@@ -36,7 +36,10 @@ pub(crate) enum Opened {
     Later,
 }
 
-/// Every number is far below what a `u64` holds; a key would be worn out long before.
+/// After so many bytes a key is worn: RFC 8446, section 5.5, has 2^24.5 records of 16 KiB for AES-GCM.
+const WORN: u64 = 1 << 38;
+
+/// Every number is far below what a `u64` holds, as a key is [worn](Sealer::is_worn) long before.
 fn nonce(number: u64) -> Nonce {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&number.to_be_bytes());
@@ -56,6 +59,8 @@ pub(crate) struct Sealer {
     key: LessSafeKey,
     session: SessionId,
     next: u64,
+    /// How many bytes were sealed.
+    bytes: u64,
 }
 
 impl Sealer {
@@ -64,7 +69,13 @@ impl Sealer {
             key: key(of),
             session,
             next: 0,
+            bytes: 0,
         }
+    }
+
+    /// Whether the key has sealed as much as one should. The session is to end then, and the next one has others.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.bytes >= WORN
     }
 
     /// Begins the next packet; items are to be appended, and then it is to be [sealed](Self::seal).
@@ -76,6 +87,7 @@ impl Sealer {
     pub(crate) fn seal(&mut self, mut packet: BytesMut) -> Bytes {
         let number = self.next;
         self.next += 1;
+        self.bytes = self.bytes.saturating_add(packet.len() as u64);
         packet.reserve(TAG);
         let mut header = packet;
         let mut items = header.split_off(SEALED_HEADER);

@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::handshake::{Agreed, Handshake, HandshakeError};
 use super::hub::{Hub, Inbox, Opening};
@@ -124,6 +125,20 @@ impl Outgoing {
         packet
     }
 
+    /// Whether the session has to end, as its keys have sealed enough.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.sealer.is_worn()
+    }
+
+    /// More than one has taken a packet. Nobody else can read it, but if it is a second node of that name, the two take the
+    /// link from each other.
+    pub(crate) fn note_listeners(&self, listeners: u64) {
+        if let Some(count) = self.hub.counters().bump_logged(Counter::BusTwins) {
+            let channel = &self.channel;
+            warn!(%channel, listeners, count, "more than one listens there: end the other node of that name, or who looks on");
+        }
+    }
+
     /// Seals a packet that was begun, and has it published behind those before it. Not cancel safe: a packet that was
     /// sealed and is not published is missed at the other side.
     pub(crate) async fn publish(&mut self, packet: BytesMut) -> Publishing {
@@ -228,6 +243,7 @@ async fn shake(
         chain,
         peer_epoch,
     } = handshake.agreed()?;
+    inbox.proved();
     Ok(Session {
         outgoing: Outgoing {
             hub: Arc::clone(hub),

@@ -298,10 +298,7 @@ impl LineSession {
             }
         }
         if let Some(line) = lines.take_rest() {
-            Box::pin(self.restraint.hold(line.len(), &context.phase)).await;
-            if let Some(rest) = self.follow(line, &mut last, context) {
-                Box::pin(self.follow_in_time(*rest, &mut last, context)).await;
-            }
+            Box::pin(self.follow_line(line, &mut last, context)).await;
         }
         Stop::Eof
     }
@@ -321,13 +318,7 @@ impl LineSession {
                 Ok(Some(line)) => {
                     deadline.line_ended();
                     self.restraint.busy();
-                    if !self.restraint.passes(line.len()) {
-                        self.restraint.hold(line.len(), &context.phase).await;
-                    }
-                    // Of most lines there is no rest; what one needs is not to be part of this task.
-                    if let Some(rest) = self.follow(line, last, context) {
-                        Box::pin(self.follow_in_time(*rest, last, context)).await;
-                    }
+                    self.follow_line(line, last, context).await;
                     // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
                     if self.outbox.notices() > NOTICES {
                         self.outbox.notices_below(NOTICES).await;
@@ -345,6 +336,17 @@ impl LineSession {
                 }
             }
             any = true;
+        }
+    }
+
+    /// Does what one line says, once the client may send it.
+    async fn follow_line(&self, line: &[u8], last: &mut Addressee, context: &ClientContext) {
+        if !self.restraint.passes(line.len()) {
+            self.restraint.hold(line.len(), &context.phase).await;
+        }
+        // Of most lines there is no rest; what one needs is not to be part of this task.
+        if let Some(rest) = self.follow(line, last, context) {
+            Box::pin(self.follow_rest(rest, last, context)).await;
         }
     }
 
@@ -368,9 +370,10 @@ impl LineSession {
         None
     }
 
-    /// Does the rest of what a line says. Waits while the client has as much under way as it may.
-    async fn follow_in_time(&self, rest: Rest<'_>, last: &mut Addressee, context: &ClientContext) {
-        match rest {
+    /// Does the rest of what a line says. Waits for a token to be judged, for room in the client's window, or on the way
+    /// that the message takes.
+    async fn follow_rest(&self, rest: Box<Rest<'_>>, last: &mut Addressee, context: &ClientContext) {
+        match *rest {
             Rest::Login { token, reply } => match self.log_in_again(&token, context).await {
                 Ok(()) => self.answer(reply, Outcome::Delivered, None),
                 Err(text) => self.answer(reply, Outcome::Refused(Code::NotAllowed), Some(&text)),
@@ -379,10 +382,10 @@ impl LineSession {
                 let started = self.start(&message, reply).await;
                 last.link = match self.pass_on(message, started, context) {
                     Ok(link) => link,
-                    Err(blocked) => context.route_in_time(blocked).await,
+                    Err(blocked) => context.route_once_free(blocked).await,
                 };
             }
-            Rest::Blocked(blocked) => last.link = context.route_in_time(blocked).await,
+            Rest::Blocked(blocked) => last.link = context.route_once_free(blocked).await,
         }
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct Hello {
     pub(crate) live: u64,
     /// What it is ready to keep for the other side.
     pub(crate) bounds: Bounds,
+    /// The longest body that it takes, in bytes.
+    pub(crate) max_message: usize,
 }
 
 /// A frame of the control stream.
@@ -157,6 +159,7 @@ pub(crate) fn write_frame(out: &mut BytesMut, frame: &Frame) {
             varint::write(&mut content, hello.live);
             varint::write(&mut content, hello.bounds.messages as u64);
             varint::write(&mut content, hello.bounds.bytes as u64);
+            varint::write(&mut content, hello.max_message as u64);
             HELLO
         }
         Frame::Adopt(generation) => {
@@ -255,6 +258,7 @@ fn read_content(kind: u64, content: &mut Bytes) -> Result<Option<Frame>, Malform
                 messages: bound(content)?,
                 bytes: bound(content)?,
             },
+            max_message: size(content)?,
         }),
         ADOPT => Frame::Adopt(number(content)?),
         SYNC => {
@@ -317,6 +321,7 @@ mod tests {
                 messages: 64,
                 bytes: 1 << 20,
             },
+            max_message: 1 << 16,
         };
         let report = Report {
             delivered: vec![(1, 17), (20, 20)],
@@ -332,7 +337,7 @@ mod tests {
             ],
         };
         vec![
-            (Frame::Hello(hello), "0110010102030405060708034040 80100000"),
+            (Frame::Hello(hello), "0114010102030405060708034040 80100000 80010000"),
             (Frame::Adopt(4), "020104"),
             (Frame::Control(Control::Sync(RangeSet::new())), "030101"),
             (
@@ -440,15 +445,24 @@ mod tests {
     fn any_frame() -> impl Strategy<Value = Frame> {
         // What a peer keeps is more than nothing, and fits a varint.
         let bound = || number(varint::MAX).prop_map(|bound| bound.max(1) as usize);
-        let hello = (number(varint::MAX), any::<u64>(), number(varint::MAX), bound(), bound());
+        let largest = number(varint::MAX).prop_map(|largest| largest as usize);
+        let hello = (
+            number(varint::MAX),
+            any::<u64>(),
+            number(varint::MAX),
+            bound(),
+            bound(),
+            largest,
+        );
         prop_oneof![
-            hello.prop_map(|(version, epoch, live, messages, bytes)| {
+            hello.prop_map(|(version, epoch, live, messages, bytes, max_message)| {
                 let bounds = Bounds { messages, bytes };
                 Frame::Hello(Hello {
                     version,
                     epoch,
                     live,
                     bounds,
+                    max_message,
                 })
             }),
             number(varint::MAX).prop_map(Frame::Adopt),

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use trunkline::client::Event;
-use trunkline::{Client, Node, Outcome, Peer, StartError};
+use trunkline::{Client, Code, Node, Outcome, Peer, StartError};
 use trunkline_lab::redis_server::Answer;
 
 use crate::support::{
@@ -169,6 +169,35 @@ async fn say(one: &Client, two: &Client, body: &str) {
     };
     assert_eq!((message.text(), &message.from), (body.to_owned(), one.address()));
     assert_eq!(within("a receipt", receipt).await, Outcome::Delivered);
+}
+
+/// One of the nodes takes longer messages than the other reads from Redis at all.
+#[tokio::test]
+async fn a_message_that_is_far_too_long_for_the_other_node_is_refused_and_holds_up_nothing() {
+    let certs = Certs::make(2);
+    let redis = Redis::start().await;
+    let mut nodes = Vec::new();
+    for index in 0..2 {
+        let mut config = node_config(&certs, index);
+        config.redis = Some(redis_config(&[redis.url()]));
+        if index == 0 {
+            config.limits.max_message = 24 << 20;
+        }
+        nodes.push(Node::start(config).await.unwrap());
+    }
+    for node in &nodes {
+        linked(node, 1).await;
+    }
+    let one = connect_quic(nodes[0].quic_addr(), &certs).await;
+    let two = connect_quic(nodes[1].quic_addr(), &certs).await;
+    let receipt = one
+        .send_with_receipt(two.address(), vec![b'x'; 20 << 20])
+        .await
+        .unwrap();
+    let outcome = within("a receipt", receipt).await;
+    assert_eq!(outcome, Outcome::Refused(Code::TooLarge));
+    say(&one, &two, "next").await;
+    say(&two, &one, "back").await;
 }
 
 /// What has come on a connection so far, up to this text.

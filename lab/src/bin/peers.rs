@@ -36,6 +36,9 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// How long a run may take beside what is measured. The longest wait within one is that for what does not come.
 const SLACK: Duration = Duration::from_secs(120);
 
+/// By what share of it a load may miss its rate.
+const KEPT: f64 = 0.05;
+
 const KIB: f64 = 1024.0;
 
 /// Compare Trunkline with nats-server and Redis
@@ -260,8 +263,10 @@ impl Comparing {
             Ok(match entrant.task {
                 Task::Flow(flow) => {
                     let mut figures = self.flow(&relays, &flow).await?;
+                    let sample = Sample::of(&figures, std::process::id());
+                    kept(flow.rate, &sample)?;
                     Run {
-                        sample: Sample::of(&figures, std::process::id()),
+                        sample,
                         figures: figures.pop().filter(|_| figures.is_empty()),
                     }
                 }
@@ -326,6 +331,17 @@ impl Comparing {
         }
         Ok(all)
     }
+}
+
+/// Whether a load kept to its rate: one that first could not, and made up for it later, says nothing of that rate.
+fn kept(rate: Option<u64>, sample: &Sample) -> anyhow::Result<()> {
+    let Some(rate) = rate else { return Ok(()) };
+    let went = sample.value(Quantity::Messages).unwrap_or_default();
+    ensure!(
+        (went / rate as f64 - 1.0).abs() <= KEPT,
+        "the rate was not kept: {went:.0} a second, and not {rate}"
+    );
+    Ok(())
 }
 
 impl From<Sample> for Run {

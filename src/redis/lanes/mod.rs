@@ -150,18 +150,15 @@ pub(super) struct Lanes {
     topology: Topology,
     masters: HashMap<HostPort, Master>,
     moving: HashMap<u16, Moving>,
-    max_under_way: usize,
     is_closed: bool,
 }
 
 impl Lanes {
-    pub(super) fn new(max_payload: usize) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             topology: Topology::Unknown,
             masters: HashMap::new(),
             moving: HashMap::new(),
-            // A semaphore takes numbers of 32 bits.
-            max_under_way: MOST_UNDER_WAY.max(max_payload.saturating_add(OVERHEAD)).min(1 << 30),
             is_closed: false,
         }
     }
@@ -176,7 +173,7 @@ impl Lanes {
 
     /// The room that a payload takes.
     pub(super) fn room_of(&self, payload: &Bytes) -> u32 {
-        u32::try_from(payload.len().saturating_add(OVERHEAD).min(self.max_under_way)).unwrap_or(u32::MAX)
+        u32::try_from(payload.len().saturating_add(OVERHEAD).min(MOST_UNDER_WAY)).unwrap_or(u32::MAX)
     }
 
     /// The room of the server that a channel's payloads go to; `None`: there is none at the time.
@@ -193,11 +190,10 @@ impl Lanes {
         if !self.masters.contains_key(at) && self.masters.len() >= MOST_MASTERS {
             return None;
         }
-        let most = self.max_under_way;
         Some(self.masters.entry(at.clone()).or_insert_with(|| Master {
             queue: VecDeque::new(),
             flying: VecDeque::new(),
-            room: Arc::new(Semaphore::new(most)),
+            room: Arc::new(Semaphore::new(MOST_UNDER_WAY)),
             wake: Arc::new(Notify::new()),
             is_attended: false,
         }))

@@ -58,7 +58,7 @@ async fn a_channel_keeps_its_order_whatever_moves() {
     for seed in 0..2000 {
         let mut random = SmallRng::seed_from_u64(seed);
         let breaks = seed % 2 == 1;
-        let mut lanes = Lanes::new(1000);
+        let mut lanes = Lanes::new();
         lanes.set_topology(cluster(MASTERS[0]));
         let mut model = Model {
             owners: CHANNELS
@@ -144,14 +144,14 @@ async fn a_channel_keeps_its_order_whatever_moves() {
         assert_eq!(all.len(), count, "seed {seed}: none twice");
         // All room is given back.
         for master in lanes.masters.values() {
-            assert_eq!(master.room.available_permits(), lanes.max_under_way, "seed {seed}");
+            assert_eq!(master.room.available_permits(), MOST_UNDER_WAY, "seed {seed}");
         }
     }
 }
 
 #[tokio::test]
 async fn what_waits_too_long_ends_and_what_follows_closing_is_refused() {
-    let mut lanes = Lanes::new(1000);
+    let mut lanes = Lanes::new();
     assert!(lanes.room(b"a").is_none());
     lanes.set_topology(Topology::Single(at("m:1")));
     let mut first = push(&mut lanes, "a", 1);
@@ -171,7 +171,7 @@ async fn what_waits_too_long_ends_and_what_follows_closing_is_refused() {
 
 #[test]
 fn an_answer_to_nothing_is_an_error() {
-    let mut lanes = Lanes::new(1000);
+    let mut lanes = Lanes::new();
     lanes.set_topology(Topology::Single(at("m:1")));
     let answered = lanes.answered(&at("m:1"), &Value::Integer(1), &mut Vec::new());
     assert!(matches!(answered, Err(BusError::Nonsense(..))));
@@ -179,7 +179,7 @@ fn an_answer_to_nothing_is_an_error() {
 
 #[tokio::test]
 async fn a_server_without_slots_is_forgotten_once_it_is_idle() {
-    let mut lanes = Lanes::new(1000);
+    let mut lanes = Lanes::new();
     lanes.set_topology(cluster("m:1"));
     let outcome = push(&mut lanes, "a", 1);
     assert!(!lanes.retire(&at("m:1")));

@@ -112,6 +112,33 @@ async fn a_slot_that_moves_is_followed_and_keeps_its_order() {
     other.end().await;
 }
 
+/// A replica takes subscriptions without a word, and gets nothing of what is published at its master.
+#[tokio::test]
+async fn a_replica_that_takes_over_is_followed() {
+    let cluster = Cluster::start().unwrap();
+    let replica = cluster.add_replica(0).unwrap();
+    let name = name_at(&cluster, 0);
+    let (one, mut other) = (
+        Node::up(&cluster.urls(), "one").await,
+        Node::up(&cluster.urls(), &name).await,
+    );
+    let channel = other.channel.clone();
+    assert_eq!(one.publish(&channel, "before").await, Ok(1));
+    assert_eq!(other.payload().await, "before");
+    replica.take_over().unwrap();
+    other.lost().await;
+    within("a payload is delivered", async {
+        while one.publish(&channel, "after").await != Ok(1) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(other.event().await, Event::Subscribed);
+    assert_eq!(other.payload().await, "after");
+    one.end().await;
+    other.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_hangs_holds_up_only_its_own_channels() {
     let cluster = Cluster::start().unwrap();
