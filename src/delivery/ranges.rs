@@ -60,10 +60,30 @@ impl RangeSet {
             self.absorb();
             return true;
         }
-        if self.contains(number) {
+        if number < self.below {
             return false;
         }
-        self.insert_range(number, number);
+        // As few searches as there can be: ends come in any order, one for each message.
+        let mut joined = None;
+        if let Some((&first, last)) = self.above.range_mut(..=number).next_back() {
+            if *last >= number {
+                return false;
+            }
+            if last.saturating_add(1) == number {
+                *last = number;
+                joined = Some(first);
+            }
+        }
+        let behind = self.above.remove(&number.saturating_add(1));
+        match (joined, behind) {
+            (Some(_), None) => {}
+            (Some(first), Some(last)) => {
+                self.above.insert(first, last);
+            }
+            (None, behind) => {
+                self.above.insert(number, behind.unwrap_or(number));
+            }
+        }
         true
     }
 

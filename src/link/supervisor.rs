@@ -75,8 +75,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_millis(500);
 const PARTING_WORD: Duration = Duration::from_millis(100);
 
-/// A link that was up for less time was hardly up: the next session on the bus waits as after one that came to nothing.
-const LASTING: Duration = Duration::from_secs(1);
+/// A link that was up for less time was hardly up: the next session on the bus waits as after one that came to nothing. It is less
+/// than what ends connections to a Redis again and again leaves them (`scripts/redis.sh`).
+const LASTING: Duration = Duration::from_millis(500);
 
 /// The wait from one dial to the next while the link goes by a bus and a straight way would be better.
 const BETTER_WAIT: Duration = Duration::from_secs(5);

@@ -180,6 +180,15 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_worn_after_so_many_bytes() {
+        let (mut sealer, _) = pair();
+        sealer.bytes = WORN - 100;
+        assert!(!sealer.is_worn());
+        sealed(&mut sealer, &"x".repeat(100));
+        assert!(sealer.is_worn());
+    }
+
+    #[test]
     fn what_was_altered_or_sealed_for_others_is_refused_and_changes_nothing() {
         let (mut sealer, mut opener) = pair();
         let packet = sealed(&mut sealer, "one");

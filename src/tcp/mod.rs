@@ -58,20 +58,21 @@ pub(crate) async fn listen(listener: TcpListener, descriptors: usize, context: A
                     Ok((places, login)) => {
                         context.tracker.clone().spawn(async move {
                             // Nothing of this is kept while the client is served.
-                            let (lines, login) = match login::come_in(&mut socket, login, &context).await {
+                            let (mut lines, login) = match login::come_in(&mut socket, login, &context).await {
                                 Ok(let_in) => let_in,
                                 // Its places are its own until it is gone.
                                 Err(refusal) => {
                                     if let Some((code, text)) = refusal
                                         && let Ok(_place) = turned_away.try_acquire()
                                     {
-                                        debug!(%remote, "turned away: {text}");
+                                        // Asked for, not kept: that would take room in the task of each client.
+                                        debug!(remote = ?socket.peer_addr(), "turned away: {text}");
                                         turn_away(socket, code, &text).await;
                                     }
                                     return drop(places);
                                 }
                             };
-                            session::serve(socket, lines, login, &context, &places.0).await;
+                            session::serve(&mut socket, &mut lines, login, &context, &places.0).await;
                             drop(places);
                         });
                     }

@@ -105,17 +105,18 @@ pub(super) enum Stop {
     Broken,
 }
 
-/// Serves a client that has logged in, or need not. What it wrote behind that stands in `lines`.
+/// Serves a client that has logged in, or need not. What it wrote behind that stands in `lines`. Both are borrowed, as each
+/// future on the way to where they are used would have a place for them of its own.
 pub(super) async fn serve(
-    mut socket: TcpStream,
-    lines: Lines,
+    socket: &mut TcpStream,
+    lines: &mut Lines,
     login: Option<Box<Login>>,
     context: &ClientContext,
     admission: &Admission,
 ) {
     // Small lines are to leave at once; batching is done here, not by the kernel.
     let _ = socket.set_nodelay(true);
-    keep_alive(&socket);
+    keep_alive(socket);
     let registry = context.router.registry();
     let id = match &login {
         Some(login) => login.subject.clone(),
@@ -134,14 +135,14 @@ pub(super) async fn serve(
     };
 
     let stop = tokio::select! {
-        stop = session.converse(&mut socket, lines, context) => stop,
+        stop = session.converse(socket, lines, context) => stop,
         never = session.give_up(context) => never,
         () = session.replaced.cancelled() => Ok(Stop::Replaced),
     };
     drop(registration);
     settle_all(session.outbox.close());
     match stop {
-        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced | Stop::Over) => linger(&mut socket).await,
+        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced | Stop::Over) => linger(socket).await,
         Ok(Stop::Eof | Stop::Broken) => {}
         Err(error) => debug!(client = %session.address, "gone: {error}"),
     }
@@ -187,7 +188,7 @@ impl LineSession {
     }
 
     /// Reads and writes until one side has had enough. An error is one of writing.
-    async fn converse(&self, socket: &mut TcpStream, lines: Lines, context: &ClientContext) -> io::Result<Stop> {
+    async fn converse(&self, socket: &mut TcpStream, lines: &mut Lines, context: &ClientContext) -> io::Result<Stop> {
         let (reader, writer) = socket.split();
         let writing = writer::write(writer, &self.outbox, &context.limits, &context.counters);
         tokio::pin!(writing);
@@ -224,7 +225,7 @@ impl LineSession {
     }
 
     /// Reads and follows the client's lines until there are no more or there may be no more.
-    async fn read(&self, mut reader: ReadHalf<'_>, mut lines: Lines, context: &ClientContext) -> Stop {
+    async fn read(&self, mut reader: ReadHalf<'_>, lines: &mut Lines, context: &ClientContext) -> Stop {
         let mut turn = Turn::new();
         // Who has logged in is none.
         let mut first = !context.rule.takes_tokens();
@@ -234,7 +235,7 @@ impl LineSession {
         let mut idle = OptionFuture::from(idle);
         // What came with the login. On the heap, here and below, as what a client that says nothing does not need is not to be
         // part of its task: that is a kilobyte.
-        let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
+        let followed = Box::pin(self.follow_all(lines, &mut turn, &mut deadline, &mut last, context));
         if let Err(stop) = followed.await {
             return stop;
         }
@@ -291,7 +292,7 @@ impl LineSession {
                 }
                 first = lines.pending().len() < line::STRANGER_BYTES;
             }
-            let followed = Box::pin(self.follow_all(&mut lines, &mut turn, &mut deadline, &mut last, context));
+            let followed = Box::pin(self.follow_all(lines, &mut turn, &mut deadline, &mut last, context));
             match followed.await {
                 Ok(any) => first &= !any,
                 Err(stop) => return stop,
