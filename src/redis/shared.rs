@@ -138,7 +138,7 @@ impl Shared {
             if lanes.is_closed() {
                 return Err(BusError::Closed);
             }
-            Ok(lanes.room(channel).map(|room| (room, lanes.room_of(payload))))
+            Ok(lanes.room(channel).map(|room| (room, Lanes::room_of(payload))))
         };
         if let Some(room) = look()? {
             return Ok(room);

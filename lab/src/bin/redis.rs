@@ -66,8 +66,11 @@ enum Trouble {
 
 /// What joins the nodes.
 enum Redis {
-    One(Server),
-    Several { cluster: Cluster, replica: Option<Server> },
+    One(Box<Server>),
+    Several {
+        cluster: Box<Cluster>,
+        replica: Option<Server>,
+    },
 }
 
 impl Trouble {
@@ -84,13 +87,15 @@ impl Trouble {
 
     fn redis(self) -> anyhow::Result<Redis> {
         Ok(match self {
-            Self::Nothing | Self::Restarted | Self::Stopped | Self::Disconnected => Redis::One(Server::start()?),
+            Self::Nothing | Self::Restarted | Self::Stopped | Self::Disconnected => {
+                Redis::One(Box::new(Server::start()?))
+            }
             Self::Moved => Redis::Several {
-                cluster: Cluster::start()?,
+                cluster: Box::new(Cluster::start()?),
                 replica: None,
             },
             Self::TakenOver => {
-                let cluster = Cluster::start()?;
+                let cluster = Box::new(Cluster::start()?);
                 let master = cluster.owner(cluster.slot(CHANNEL)?)?;
                 let replica = Some(cluster.add_replica(master)?);
                 Redis::Several { cluster, replica }

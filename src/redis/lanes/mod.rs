@@ -172,7 +172,7 @@ impl Lanes {
     }
 
     /// The room that a payload takes.
-    pub(super) fn room_of(&self, payload: &Bytes) -> u32 {
+    pub(super) fn room_of(payload: &Bytes) -> u32 {
         u32::try_from(payload.len().saturating_add(OVERHEAD).min(MOST_UNDER_WAY)).unwrap_or(u32::MAX)
     }
 
