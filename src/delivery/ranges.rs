@@ -60,6 +60,11 @@ impl RangeSet {
             self.absorb();
             return true;
         }
+        self.insert_apart(number)
+    }
+
+    /// Adds a number that does not follow the mark. Says whether it is new.
+    fn insert_apart(&mut self, number: u64) -> bool {
         if number < self.below {
             return false;
         }
