@@ -149,3 +149,22 @@ build_to_measure() {
     # shellcheck disable=SC2034 # for the scripts that source this
     bin="${CARGO_TARGET_DIR:-target}/release" tools="${CARGO_TARGET_DIR:-target}/lab"
 }
+
+# Writes the figures in a document anew: those lines of facts, and a table, between its two marks.
+#   write_figures DOCUMENT TABLE FACTS
+write_figures() {
+    {
+        sed '/^<!-- figures -->$/q' "$1"
+        printf '\n%s\n\n' "$3"
+        cat "$2"
+        printf '\n'
+        sed -n '/^<!-- end of figures -->$/,$p' "$1"
+    } >"$temp/document"
+    cat "$temp/document" >"$1"
+    heading "Written: $1"
+}
+
+# The facts that each document states.
+facts() {
+    printf -- '- Date: %s\n- Machine: %s cores, Linux %s' "$(date -u +%F)" "$(nproc)" "$(uname -r | cut -d. -f1-2)"
+}

@@ -38,14 +38,6 @@ wait "$run_pid" && failed=0 || failed=$?
 run_pid=""
 
 if [[ -n "$document" && -s "$temp/table" ]] && ((failed == 0)); then
-    {
-        sed '/^<!-- figures -->$/q' "$document"
-        printf '\n- Date: %s\n- Machine: %s cores, Linux %s\n\n' "$(date -u +%F)" "$(nproc)" "$(uname -r | cut -d. -f1-2)"
-        cat "$temp/table"
-        printf '\n'
-        sed -n '/^<!-- end of figures -->$/,$p' "$document"
-    } >"$temp/document"
-    cat "$temp/document" >"$document"
-    heading "Written: $document"
+    write_figures "$document" "$temp/table" "$(facts)"
 fi
 exit "$failed"

@@ -39,15 +39,6 @@ run_pid=""
 cat "$temp/table"
 
 if [[ -n "$document" ]] && ((failed == 0)); then
-    {
-        sed '/^<!-- figures -->$/q' "$document"
-        printf '\n- Date: %s\n- Machine: %s cores, Linux %s; %s\n\n' "$(date -u +%F)" "$(nproc)" \
-            "$(uname -r | cut -d. -f1-2)" "redis-server $(redis-server --version | grep -oE 'v=[0-9.]+' | cut -c3-)"
-        cat "$temp/table"
-        printf '\n'
-        sed -n '/^<!-- end of figures -->$/,$p' "$document"
-    } >"$temp/document"
-    cat "$temp/document" >"$document"
-    heading "Written: $document"
+    write_figures "$document" "$temp/table" "$(facts); redis-server $(redis-server --version | grep -oE 'v=[0-9.]+' | cut -c3-)"
 fi
 exit "$failed"

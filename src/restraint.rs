@@ -154,7 +154,8 @@ impl Restraint {
         }
     }
 
-    /// From now on the client may send at this rate; one that is held notices within a second. Where that is no other, what it has used of it stays used.
+    /// From now on the client may send at this rate; one that is held notices within a second. Where that is no other, what
+    /// it has used of it stays used.
     pub(crate) fn renew(&self, rate: Rate) {
         let mut meter = self.meter.write();
         if meter.0 != rate {

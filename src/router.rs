@@ -125,10 +125,11 @@ impl Router {
     }
 
     /// Whether a connection from this address speaks for the clients of this node: it is a legacy server that is there.
-    /// Once a node has proved by its certificate that the name is its own, an address proves nothing any more.
+    /// Once a node has proved by its certificate that the name is its own, or where one is configured, an address proves
+    /// nothing any more.
     pub(crate) fn speaks_for(&self, ip: IpAddr, node: &NodeName) -> bool {
         self.legacy.get(node).is_some_and(|server| server.is_at(ip))
-            && !self.links.get(node).is_some_and(|link| link.is_proved())
+            && !self.links.get(node).is_some_and(|link| link.is_of_a_node())
     }
 
     /// From now on messages of other nodes are refused: their recipients are about to be gone.
@@ -171,10 +172,10 @@ impl Router {
         Ok(None)
     }
 
-    /// Whether what is for the link's node goes by the link. Where there is a legacy server of that name it does once a node
-    /// has proved that the name is its own: until then there may only be somebody who says so, or one that is to come.
+    /// Whether what is for the link's node goes by the link. Where there is a legacy server of that name it does not while
+    /// there may only be somebody who says that there is a node.
     fn is_way(&self, link: &Link) -> bool {
-        self.legacy.is_empty() || !self.legacy.contains_key(link.peer()) || link.is_proved()
+        self.legacy.is_empty() || !self.legacy.contains_key(link.peer()) || link.is_of_a_node()
     }
 
     /// Passes on a message for a node without a link.
@@ -301,12 +302,14 @@ mod tests {
         assert_eq!(speaks(elsewhere), [false; 3]);
         assert!(!router.speaks_for(here, &own) && !router.speaks_for(here, &"10.0.0.1:3".parse().unwrap()));
         assert!(router.has_legacy_at(here) && !router.has_legacy_at(elsewhere));
-        // A link is what somebody asks for, or only says that there is.
+        // Somebody says that there is a node, or it is configured, or it has proved that it is one.
+        router.link_or_insert(&names[1], || Link::new(&own, names[1].clone(), bounds, true).0);
+        assert_eq!(speaks(here), [true, false, false]);
         let link = router.link_or_insert(&names[0], || Link::new(&own, names[0].clone(), bounds, false).0);
-        assert_eq!(speaks(here), [true, true, false]);
+        assert_eq!(speaks(here), [true, false, false]);
         assert!(!router.is_way(&link));
         link.prove();
-        assert_eq!(speaks(here), [false, true, false]);
+        assert_eq!(speaks(here), [false; 3]);
         assert!(router.is_way(&link));
     }
 

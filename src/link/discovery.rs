@@ -87,7 +87,7 @@ pub(crate) async fn discover(hub: Arc<Hub>, context: Arc<LinkContext>, tracker: 
 /// Makes links to these nodes, where there are none. False: there are too many that lead nowhere.
 fn link_to(listed: &HashSet<NodeName>, context: &Arc<LinkContext>, tracker: &TaskTracker) -> bool {
     let (router, mut is_room) = (&context.router, true);
-    let mut unproved = router.links().iter().filter(|link| !link.is_proved()).count();
+    let mut unproved = router.links().iter().filter(|link| !link.is_of_a_node()).count();
     for node in listed {
         if router.link(node).is_some() {
             continue;

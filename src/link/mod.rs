@@ -94,6 +94,11 @@ impl Link {
         self.adoption.lock().is_proved()
     }
 
+    /// Whether the name is that of a node, as far as this one knows: it was told so, or a node has proved it.
+    pub(crate) fn is_of_a_node(&self) -> bool {
+        self.is_configured || self.is_proved()
+    }
+
     /// As if a node had proved the name by a connection that is gone.
     #[cfg(test)]
     pub(crate) fn prove(&self) {

@@ -214,7 +214,8 @@ impl Entrance {
     async fn put(&self, packet: Packet, length: usize) -> bool {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room);
-        let room = if self.is_proved.load(Ordering::Relaxed) {
+        let is_proved = self.is_proved.load(Ordering::Relaxed);
+        let room = if is_proved {
             room.acquire_many_owned(length.min(INBOX_BYTES)).await.ok()
         } else {
             room.try_acquire_many_owned(length).ok()
@@ -223,7 +224,7 @@ impl Entrance {
             return false;
         };
         // An error: the session has ended meanwhile. A place is free where there is room, if not for many small ones.
-        if self.is_proved.load(Ordering::Relaxed) {
+        if is_proved {
             let _ = self.packets.send((packet, room)).await;
             return true;
         }
