@@ -195,6 +195,16 @@ pub struct Address {
     pub id: ClientId,
 }
 
+impl Address {
+    /// Whether this text is the address as it is written, in its one spelling.
+    pub(crate) fn is_written(&self, text: &str) -> bool {
+        let id = text
+            .strip_prefix(self.node.as_str())
+            .and_then(|rest| rest.strip_prefix(':'));
+        id == Some(self.id.as_str())
+    }
+}
+
 impl FromStr for Address {
     type Err = AddressError;
 

@@ -14,14 +14,13 @@ use crate::buffers::Buffers;
 use crate::config::{ClientRule, Limits, Rate};
 use crate::counters::{Counter, Counters};
 use crate::keyring::Keyring;
-use crate::link::Link;
 use crate::message::{Message, Ticket};
 use crate::misses::Misses;
 use crate::network::{Network, may_connect};
 use crate::permission::{Login, Rates};
 use crate::phase::Follow;
 use crate::restraint::Restraint;
-use crate::router::{Blocked, Router};
+use crate::router::{Blocked, Course, Router};
 use crate::tls::credentials::Credentials;
 
 /// A login is refused this long after its token came, whatever is wrong with it: how long the judging took tells nothing,
@@ -121,25 +120,25 @@ impl ClientContext {
         })
     }
 
-    /// Passes a message on; waits while the way it has to take is full. Gives the link that it took, if it took one.
-    pub(crate) async fn route(&self, message: Message, ticket: Ticket) -> Option<Arc<Link>> {
-        match self.router.route(message, ticket) {
-            Ok(taken) => taken,
-            Err(blocked) => self.route_once_free(blocked).await,
+    /// Passes a message on; waits while the way it has to take is full.
+    pub(crate) async fn route(&self, message: Message, ticket: Ticket, course: &mut Course) {
+        if let Err(blocked) = self.router.route(message, ticket, course) {
+            self.route_once_free(blocked, course).await;
         }
     }
 
-    /// Passes on a message for which there was no room, once there is. Gives the link that it took, if it took one.
-    pub(crate) async fn route_once_free(&self, mut blocked: Blocked) -> Option<Arc<Link>> {
+    /// Passes on a message for which there was no room, once there is.
+    pub(crate) async fn route_once_free(&self, mut blocked: Blocked, course: &mut Course) {
         loop {
             let Blocked { message, ticket, way } = blocked;
             // The waiting begins before the next try, so no room that comes in between is missed.
             let room = way.room();
-            blocked = match self.router.route(message, ticket) {
-                Ok(taken) => return taken,
+            blocked = match self.router.route(message, ticket, course) {
+                Ok(()) => return,
                 Err(blocked) => blocked,
             };
             room.await;
+            course.now = std::time::Instant::now();
         }
     }
 }

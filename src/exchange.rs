@@ -1,10 +1,8 @@
 //! A delivery endpoint shared by those who put messages in, those who end messages, and the carrier that drives it.
 
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -50,7 +48,6 @@ pub(crate) struct Exchange<T> {
     caught_up: Notify,
     /// Nothing more will be said once all that is due is said.
     goodbye: AtomicBool,
-    conversations: RandomState,
 }
 
 /// How the oldest unsettled message gets on.
@@ -87,29 +84,36 @@ impl<T> Exchange<T> {
             room: Notify::new(),
             caught_up: Notify::new(),
             goodbye: AtomicBool::new(false),
-            conversations: RandomState::default(),
         }
     }
 
     /// Takes a message for the other side; gives it back when there is no room.
-    pub(crate) fn submit(&self, message: Message, ticket: T) -> Result<(), (Message, T)> {
-        let conversation = self.conversations.hash_one((&message.from, &message.to));
+    pub(crate) fn submit(&self, now: Instant, message: Message, ticket: T) -> Result<(), (Message, T)> {
         let mut endpoint = self.endpoint.lock();
         if !endpoint.sender.has_room() {
             return Err((message, ticket));
         }
-        let now = Instant::now();
         if endpoint.sender.is_idle() {
             self.progress.lock().start();
         }
         let wake = !endpoint.sender.wants_transmit();
-        let size = message.size();
+        let (conversation, size) = (message.conversation.key(), message.size());
         endpoint.sender.submit(now, conversation, size, message, ticket);
         drop(endpoint);
         if wake {
             self.transmit.notify_one();
         }
         Ok(())
+    }
+
+    /// Takes nothing any more if nothing is unsettled and `when` holds; says whether it is so.
+    pub(crate) fn close_if_idle(&self, when: impl FnOnce() -> bool) -> bool {
+        let mut endpoint = self.endpoint.lock();
+        let closes = endpoint.sender.is_idle() && when();
+        if closes {
+            endpoint.sender.close();
+        }
+        closes
     }
 
     /// Whether there is a backlog of messages to be transmitted on the present connection.
@@ -379,12 +383,7 @@ mod tests {
     use futures_util::FutureExt;
 
     fn message() -> Message {
-        Message {
-            from: "n:1:a".parse().unwrap(),
-            to: "n:2:b".parse().unwrap(),
-            body: "x".into(),
-            prompt: true,
-        }
+        Message::example("n:1:a", "n:2:b", "x")
     }
 
     #[test]
@@ -395,8 +394,8 @@ mod tests {
         };
         let exchange = Exchange::new(bounds, bounds);
         exchange.connected_knowing(&RangeSet::new()).unwrap();
-        exchange.submit(message(), 1).unwrap();
-        assert!(exchange.submit(message(), 2).is_err());
+        exchange.submit(Instant::now(), message(), 1).unwrap();
+        assert!(exchange.submit(Instant::now(), message(), 2).is_err());
         let room = exchange.room();
         exchange.disconnected(Instant::now());
         assert!(room.now_or_never().is_some());
@@ -411,7 +410,7 @@ mod tests {
         let (stall, grace) = (Duration::from_millis(50), Duration::from_millis(30));
         let exchange = Exchange::new(bounds, bounds);
         exchange.connected_knowing(&RangeSet::new()).unwrap();
-        exchange.submit(message(), 1).unwrap();
+        exchange.submit(Instant::now(), message(), 1).unwrap();
         let submitted = Instant::now();
         let pace = Pace {
             time: stall,
@@ -443,7 +442,7 @@ mod tests {
             let mut message = message();
             message.body = vec![b'x'; length].into();
             let submitted = Instant::now();
-            exchange.submit(message, 1).unwrap();
+            exchange.submit(submitted, message, 1).unwrap();
             while exchange.stalled(pace, Duration::ZERO).now_or_never().is_none() {
                 assert!(submitted.elapsed() < Duration::from_secs(20), "it never stalls");
                 std::thread::yield_now();
@@ -462,7 +461,7 @@ mod tests {
         exchange.connected_knowing(&RangeSet::new()).unwrap();
         exchange.control_ready().now_or_never();
         for ticket in 0..10 {
-            exchange.submit(message(), ticket).unwrap();
+            exchange.submit(Instant::now(), message(), ticket).unwrap();
         }
         exchange.transmit(|_, _, _| true);
         assert!(exchange.control_ready().now_or_never().is_none());

@@ -24,7 +24,7 @@ use crate::carrier::{COPIED, Codec, Frame};
 use crate::delivery::{Bounds, Confirm, Control, Endpoint, RangeSet, Report, Taken};
 use crate::exchange::{Exchange, Incoming};
 use crate::link::{Link, LinkCodec};
-use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
+use crate::message::{Conversation, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
 use crate::registry::{Registration, Registry};
 use crate::tcp::bare::{BareNode, BareSession};
@@ -85,7 +85,7 @@ fn link(node: &BareNode) -> (Arc<Link>, LinkCodec) {
         .link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, true).0);
     link.exchange().connected_knowing(&RangeSet::new()).unwrap();
     let max_message = node.limits().max_message;
-    (link, LinkCodec { own, peer, max_message })
+    (link, LinkCodec::new(own, peer, max_message))
 }
 
 /// Lines of one client come in, and leave as streams of a link; the other node says that the messages were delivered.
@@ -237,12 +237,11 @@ impl FrameToLine {
                 id: id.clone(),
             };
             let message = Message {
-                from: at(&peer),
-                to: at(&name),
+                conversation: Conversation::new(at(&peer), at(&name)),
                 body: body().into(),
                 prompt: false,
             };
-            assert!(exchange.submit(message, ()).is_ok());
+            assert!(exchange.submit(Instant::now(), message, ()).is_ok());
         }
         let mut streams = Vec::new();
         exchange.transmit(|number, after, message| {
@@ -467,21 +466,23 @@ impl Clients {
         let [node, _] = nodes();
         let id = "1".parse().unwrap();
         let nobody = Address { node, id };
-        let mut message = Message {
-            from: nobody.clone(),
-            to: nobody,
-            body: Bytes::new(),
-            prompt: false,
-        };
         let origin: Arc<dyn Settle> = Arc::new(Nobody);
         let ids = self.here.iter().map(|(id, _)| id).cycle().take(MESSAGES);
         ids.filter(|&id| {
-            message.to.id = id.clone();
+            let to = Address {
+                node: nobody.node.clone(),
+                id: id.clone(),
+            };
+            let message = Message {
+                conversation: Conversation::new(nobody.clone(), to),
+                body: Bytes::new(),
+                prompt: false,
+            };
             let ticket = Ticket {
                 origin: Arc::clone(&origin),
                 tag: Tag::prompt(0, 0),
             };
-            let pushed = self.registry.push(message.clone(), ticket);
+            let pushed = self.registry.push(message, ticket);
             pushed.is_err_and(|(_, code)| code == Code::RecipientGone)
         })
         .count()
@@ -518,8 +519,7 @@ impl Default for Shared {
         exchange.connected_knowing(&RangeSet::new()).unwrap();
         let [own, peer] = NODES.map(|node| format!("{node}:111111").parse().unwrap());
         let message = Message {
-            from: own,
-            to: peer,
+            conversation: Conversation::new(own, peer),
             body: body().into(),
             prompt: false,
         };
@@ -531,8 +531,9 @@ impl Shared {
     /// Submits a batch, transmits what is there to transmit by anyone, and has that reported as delivered. Gives how many
     /// have ended.
     pub fn pass(&self) -> usize {
+        let now = Instant::now();
         for _ in 0..BATCH {
-            assert!(self.exchange.submit(self.message.clone(), ()).is_ok());
+            assert!(self.exchange.submit(now, self.message.clone(), ()).is_ok());
         }
         let mut delivered = Vec::with_capacity(BATCH);
         self.exchange.transmit(|number, _, _| {

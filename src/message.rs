@@ -5,9 +5,11 @@
 //! None of the parts knows what the others are.
 
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
+use foldhash::quality::RandomState;
 
 use crate::address::Address;
 use crate::outcome::{Code, Outcome};
@@ -15,13 +17,82 @@ use crate::outcome::{Code, Outcome};
 /// What a message counts beside its body, in bytes, wherever bytes are bounded: about what is kept of it in memory.
 pub const MESSAGE_OVERHEAD: usize = 256;
 
+/// Who writes to whom. All messages of the two share it: a message stays small, and nothing of it is worked out twice.
+#[derive(Clone)]
+pub(crate) struct Conversation(Arc<Pair>);
+
+struct Pair {
+    from: Address,
+    to: Address,
+    key: u64,
+}
+
+/// What keys are drawn by. Who chooses ids can't know what share a key.
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+
+impl Conversation {
+    /// That of these two.
+    pub(crate) fn new(from: Address, to: Address) -> Self {
+        let key = KEYS.hash_one((&from, &to));
+        Self(Arc::new(Pair { from, to, key }))
+    }
+
+    /// Who writes, as the node knows from the connection that messages come by.
+    pub(crate) fn from(&self) -> &Address {
+        &self.0.from
+    }
+
+    /// To whom.
+    pub(crate) fn to(&self) -> &Address {
+        &self.0.to
+    }
+
+    /// `last` if it is the one, else another, which is the last from now on: most messages are of the conversation of the
+    /// message before.
+    pub(crate) fn same_or<E>(
+        last: &mut Option<Self>,
+        is_same: impl FnOnce(&Self) -> bool,
+        other: impl FnOnce() -> Result<Self, E>,
+    ) -> Result<Self, E> {
+        if let Some(last) = last.as_ref().filter(|&last| is_same(last)) {
+            return Ok(last.clone());
+        }
+        let other = other()?;
+        *last = Some(other.clone());
+        Ok(other)
+    }
+
+    /// A number that few others have, while this process runs.
+    pub(crate) fn key(&self) -> u64 {
+        self.0.key
+    }
+}
+
+impl PartialEq for Conversation {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || (self.from() == other.from() && self.to() == other.to())
+    }
+}
+
+impl Eq for Conversation {}
+
+impl Hash for Conversation {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.key());
+    }
+}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.from(), self.to())
+    }
+}
+
 /// A message on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// Who sent it, as the node knows from the connection it came by.
-    pub(crate) from: Address,
-    /// Whom it is for.
-    pub(crate) to: Address,
+    /// Who sent it, and whom it is for.
+    pub(crate) conversation: Conversation,
     /// What it says.
     pub(crate) body: Bytes,
     /// Its sender waits for its end, which is to be told at once. That of others may wait for company.
@@ -29,6 +100,16 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// Who sent it.
+    pub(crate) fn from(&self) -> &Address {
+        self.conversation.from()
+    }
+
+    /// Whom it is for.
+    pub(crate) fn to(&self) -> &Address {
+        self.conversation.to()
+    }
+
     /// What the message counts, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.body.len() + MESSAGE_OVERHEAD
@@ -114,4 +195,16 @@ pub(crate) trait Recipient: Send + Sync {
 
     /// Another connection has come for the client's id, which has the better right to it: this one is to end.
     fn yield_place(&self);
+}
+
+#[cfg(test)]
+impl Message {
+    /// One whose sender waits for its end. The addresses must be well formed.
+    pub(crate) fn example(from: &str, to: &str, body: &str) -> Self {
+        Self {
+            conversation: Conversation::new(from.parse().unwrap(), to.parse().unwrap()),
+            body: body.to_owned().into(),
+            prompt: true,
+        }
+    }
 }

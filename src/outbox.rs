@@ -90,7 +90,7 @@ impl Outbox {
         }
         let before = queue.buffer.len();
         let format = queue.format;
-        line::write_message(&mut queue.buffer, format, &message.from, &message.to, &message.body);
+        line::write_message(&mut queue.buffer, format, message.from(), message.to(), &message.body);
         let length = queue.buffer.len() - before;
         queue.put += length as u64;
         let (end, size) = (queue.put, length + MESSAGE_OVERHEAD);
@@ -255,12 +255,7 @@ mod tests {
     }
 
     fn message(body: &str) -> Message {
-        Message {
-            from: "n:1:a".parse().unwrap(),
-            to: "n:1:b".parse().unwrap(),
-            body: body.to_owned().into(),
-            prompt: true,
-        }
+        Message::example("n:1:a", "n:1:b", body)
     }
 
     fn numbers(ends: &[(Ticket, Outcome)]) -> Vec<u64> {

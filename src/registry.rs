@@ -73,7 +73,7 @@ impl Registry {
 
     /// Passes a message on to the client it is for.
     pub(crate) fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
-        let Some(client) = self.clients.get(&message.to.id) else {
+        let Some(client) = self.clients.get(&message.to().id) else {
             return Err((ticket, Code::NoSuchClient));
         };
         if message.body.len() <= BRIEF {
@@ -110,6 +110,7 @@ impl Drop for Registration {
 mod tests {
     use super::*;
     use crate::address::{Address, NodeName};
+    use crate::message::Conversation;
     use crate::message::{Settle, Tag};
     use crate::outcome::Outcome;
     use futures_util::FutureExt;
@@ -136,8 +137,7 @@ mod tests {
         let node: NodeName = "n:1".parse().unwrap();
         let address = Address { node, id: id.clone() };
         let message = Message {
-            from: address.clone(),
-            to: address,
+            conversation: Conversation::new(address.clone(), address),
             body: "x".into(),
             prompt: false,
         };

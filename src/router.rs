@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
@@ -43,6 +44,23 @@ impl Way {
         match self {
             Self::Link(link) => link.exchange().room(),
             Self::Legacy(server) => server.room(),
+        }
+    }
+}
+
+/// When a message is passed on, and the way that the one before took, if that was a link: mostly it is the same.
+#[derive(Debug)]
+pub(crate) struct Course {
+    pub(crate) now: Instant,
+    pub(crate) link: Option<Arc<Link>>,
+}
+
+impl Course {
+    /// There was none before.
+    pub(crate) fn new() -> Self {
+        Self {
+            now: Instant::now(),
+            link: None,
         }
     }
 }
@@ -99,7 +117,7 @@ impl Router {
         Arc::clone(&self.links.entry(peer.clone()).or_insert_with(make))
     }
 
-    /// Forgets the links for which this is false; nothing is put into one while it is asked.
+    /// Forgets the links for which this is false.
     pub(crate) fn retain_links(&self, mut keep: impl FnMut(&Link) -> bool) {
         self.links.retain(|_, link| keep(link));
     }
@@ -142,34 +160,42 @@ impl Router {
         self.giving_up.store(true, Ordering::Release);
     }
 
-    /// Passes on a message of a client here. Gives the link that it took, if it took one.
-    pub(crate) fn route(&self, message: Message, ticket: Ticket) -> Result<Option<Arc<Link>>, Blocked> {
+    /// Passes on a message of a client here. Says in `course` which link it took, if it took one.
+    pub(crate) fn route(&self, message: Message, ticket: Ticket, course: &mut Course) -> Result<(), Blocked> {
         if self.giving_up.load(Ordering::Acquire) {
+            course.link = None;
             ticket.settle(Outcome::Refused(Code::ShuttingDown));
-            return Ok(None);
+            return Ok(());
         }
-        if message.to.node == self.name {
+        let (mut message, mut ticket) = (message, ticket);
+        if let Some(link) = &course.link
+            && *link.peer() == message.to().node
+            && self.is_way(link)
+        {
+            // It may have been forgotten since, and then has no room.
+            match link.submit(course.now, message, ticket) {
+                Ok(()) => return Ok(()),
+                Err(back) => (message, ticket) = back,
+            }
+        }
+        course.link = None;
+        if message.to().node == self.name {
             self.deliver(message, ticket);
-            return Ok(None);
+            return Ok(());
         }
-        // Its place is held while the message is put in, so that it is not given up meanwhile.
-        let place = self.links.get(&message.to.node).filter(|link| self.is_way(link));
-        let Some(place) = place else {
-            return self.route_to_legacy(message, ticket).map(|()| None);
+        let Some(link) = self.link(&message.to().node).filter(|link| self.is_way(link)) else {
+            return self.route_to_legacy(message, ticket);
         };
-        let submitted = place.submit(message, ticket);
-        let link = Arc::clone(&place);
-        drop(place);
-        match submitted {
+        match link.submit(course.now, message, ticket) {
+            Ok(()) => course.link = Some(link),
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
             Err((message, ticket)) => {
                 let way = Way::Link(link);
                 return Err(Blocked { message, ticket, way });
             }
-            Ok(()) => return Ok(Some(link)),
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Whether what is for the link's node goes by the link. Where there is a legacy server of that name it does not while
@@ -180,7 +206,7 @@ impl Router {
 
     /// Passes on a message for a node without a link.
     fn route_to_legacy(&self, message: Message, ticket: Ticket) -> Result<(), Blocked> {
-        let Some(server) = self.legacy.get(&message.to.node) else {
+        let Some(server) = self.legacy.get(&message.to().node) else {
             ticket.settle(Outcome::Refused(Code::NoSuchNode));
             return Ok(());
         };
@@ -239,15 +265,14 @@ mod tests {
         let router = Router::new("n:1".parse().unwrap());
         let ends = Arc::new(Ends::default());
         for number in 0..2 {
-            let message = Message {
-                from: "n:1:a".parse().unwrap(),
-                to: "n:1:b".parse().unwrap(),
-                body: "x".into(),
-                prompt: true,
-            };
+            let message = Message::example("n:1:a", "n:1:b", "x");
             let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
-            assert!(router.route(message, Ticket { origin, tag }).is_ok());
+            assert!(
+                router
+                    .route(message, Ticket { origin, tag }, &mut Course::new())
+                    .is_ok()
+            );
             router.drain();
         }
         let codes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
@@ -267,15 +292,14 @@ mod tests {
         let ends = Arc::new(Ends::default());
         router.give_up();
         for (number, to) in [(0, "n:1:b"), (1, "n:2:b")] {
-            let message = Message {
-                from: "n:1:a".parse().unwrap(),
-                to: to.parse().unwrap(),
-                body: "x".into(),
-                prompt: true,
-            };
+            let message = Message::example("n:1:a", to, "x");
             let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
-            assert!(router.route(message, Ticket { origin, tag }).is_ok());
+            assert!(
+                router
+                    .route(message, Ticket { origin, tag }, &mut Course::new())
+                    .is_ok()
+            );
         }
         let outcomes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
         assert_eq!(outcomes, [Outcome::Refused(Code::ShuttingDown); 2]);
@@ -333,13 +357,8 @@ mod tests {
             origin: Arc::<Ends>::clone(&ends),
             tag: Tag::prompt(0, 0),
         };
-        let message = Message {
-            from: "n:1:a".parse().unwrap(),
-            to: format!("{written_to}:b").parse().unwrap(),
-            body: "x".into(),
-            prompt: true,
-        };
-        assert!(router.route(message, ticket).is_ok());
+        let message = Message::example("n:1:a", &format!("{written_to}:b"), "x");
+        assert!(router.route(message, ticket, &mut Course::new()).is_ok());
         router.retain_links(|link| !link.retire());
         let mut left: Vec<_> = router.links().iter().map(|link| link.peer().clone()).collect();
         left.sort();
@@ -357,15 +376,10 @@ mod tests {
         let router = Router::new("n:1".parse().unwrap()).beside([server]);
         let ends = Arc::new(Ends::default());
         let route = |number| {
-            let message = Message {
-                from: "n:1:a".parse().unwrap(),
-                to: "n:2:b".parse().unwrap(),
-                body: "x".into(),
-                prompt: true,
-            };
+            let message = Message::example("n:1:a", "n:2:b", "x");
             let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
-            router.route(message, Ticket { origin, tag })
+            router.route(message, Ticket { origin, tag }, &mut Course::new())
         };
         assert!(route(0).is_ok());
         assert!(matches!(
@@ -395,15 +409,14 @@ mod tests {
         router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, true).0);
         let ends = Arc::new(Ends::default());
         for number in 0..2 {
-            let message = Message {
-                from: "n:1:a".parse().unwrap(),
-                to: "n:2:b".parse().unwrap(),
-                body: "x".into(),
-                prompt: true,
-            };
+            let message = Message::example("n:1:a", "n:2:b", "x");
             let tag = Tag::prompt(number, 0);
             let origin = Arc::<Ends>::clone(&ends);
-            assert!(router.route(message, Ticket { origin, tag }).is_ok());
+            assert!(
+                router
+                    .route(message, Ticket { origin, tag }, &mut Course::new())
+                    .is_ok()
+            );
         }
         let refused = Tag::prompt(1, 0);
         assert_eq!(*ends.0.lock(), [(refused, Outcome::Refused(Code::NodeUnreachable))]);

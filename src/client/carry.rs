@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use crate::carrier::{Arrived, Carrier, Codec, ControlStream, Ended, Frame, Handl
 use crate::config::Limits;
 use crate::delivery::{Control, RangeSet, Taken};
 use crate::exchange::{Incoming, Settled};
-use crate::message::{Message, Tag};
+use crate::message::{Conversation, Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, ResumeOffer};
@@ -32,6 +33,7 @@ pub(super) async fn carry(
     let codec = ClientCodec {
         client: shared.address.clone(),
         resumable: offer.is_some(),
+        last: Mutex::default(),
     };
     if offer.is_none() {
         shared.exchange.tell_once();
@@ -121,8 +123,8 @@ impl Handler<usize> for ClientHandler<'_> {
             match incoming {
                 Ok(message) => {
                     let message = Received {
-                        from: message.from,
-                        to: message.to,
+                        from: message.from().clone(),
+                        to: message.to().clone(),
                         body: message.body,
                     };
                     if !self.shared.queue(Queued::Message(tag, message)) {
@@ -171,11 +173,13 @@ struct ClientCodec {
     client: Address,
     /// Whether the two sides confirm what they know.
     resumable: bool,
+    /// That of the message before.
+    last: Mutex<Option<Conversation>>,
 }
 
 impl Codec for ClientCodec {
     fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
-        wire::write_header(out, number, after, None, &message.to);
+        wire::write_header(out, number, after, None, message.to());
     }
 
     fn read_message(&self, mut stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
@@ -185,12 +189,14 @@ impl Codec for ClientCodec {
         let header: Header<'_> = wire::read_object(&line).map_err(Malformed::new)?;
         let from = header
             .from
-            .ok_or_else(|| Malformed::new("a message without a sender"))?
-            .parse()
-            .map_err(Malformed::new)?;
+            .ok_or_else(|| Malformed::new("a message without a sender"))?;
+        let conversation = Conversation::same_or(
+            &mut self.last.lock(),
+            |last| last.from().is_written(&from),
+            || from.parse().map(|from| Conversation::new(from, self.client.clone())),
+        );
         let message = Message {
-            from,
-            to: self.client.clone(),
+            conversation: conversation.map_err(Malformed::new)?,
             body: stream,
             prompt: true,
         };

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -29,7 +29,7 @@ use crate::delivery::Bounds;
 use crate::endpoint;
 use crate::exchange::{Exchange, Settled};
 use crate::flow::{Flow, Started};
-use crate::message::{Message, Tag};
+use crate::message::{Conversation, Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
 use crate::wire::client::Token;
@@ -591,8 +591,7 @@ impl Shared {
             });
         }
         let message = Message {
-            from: self.address.clone(),
-            to: to.clone(),
+            conversation: Conversation::new(self.address.clone(), to.clone()),
             body,
             prompt: true,
         };
@@ -606,7 +605,7 @@ impl Shared {
                 match flow.try_start(to, message.size(), reply) {
                     Ok(Started { key, .. }) => {
                         // In the same order as others that send to this recipient; the flow's window is the exchange's.
-                        if let Err((_, key)) = self.exchange.submit(message, key) {
+                        if let Err((_, key)) = self.exchange.submit(Instant::now(), message, key) {
                             flow.settle(key);
                             return Err(SendError::Closed);
                         }

@@ -88,6 +88,8 @@ pub(crate) struct Sender<M, T> {
     /// Everything below was transmitted on the present connection, or needs no transmission.
     cursor: u64,
     connected: bool,
+    /// Nothing more is taken.
+    closed: bool,
     /// When the other side was last heard of before the connection was lost, until the next one is there.
     lost_at: Option<Instant>,
     /// What the other side was last told by [`poll_confirm`](Self::poll_confirm).
@@ -111,6 +113,7 @@ impl<M, T> Sender<M, T> {
             under_way: Bounds { messages: 0, bytes: 0 },
             cursor: 1,
             connected: false,
+            closed: false,
             lost_at: None,
             confirmed: Confirm::default(),
             reports: 0,
@@ -127,7 +130,12 @@ impl<M, T> Sender<M, T> {
             messages: self.unsettled.len(),
             bytes: self.bytes,
         };
-        unsettled.are_below(self.bounds)
+        !self.closed && unsettled.are_below(self.bounds)
+    }
+
+    /// There is no room any more, for good.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
     }
 
     /// Whether nothing is unsettled.

@@ -492,24 +492,19 @@ fn control_comes_back(control: &Control) {
 
 /// A message's stream of a link.
 pub fn link_message(data: &[u8]) {
-    let Ok(parcel) = link::read_message(Bytes::copy_from_slice(data)) else {
+    let ids = |from: &[u8], to: &[u8]| Ok((link::read_id(from)?, link::read_id(to)?));
+    let Ok(parcel) = link::read_message(Bytes::copy_from_slice(data), ids) else {
         return;
     };
     assert!(data.ends_with(&parcel.body));
     assert!(parcel.after < parcel.number || parcel.after == 0);
     let mut out = BytesMut::new();
-    link::write_header(
-        &mut out,
-        parcel.number,
-        parcel.after,
-        parcel.prompt,
-        &parcel.from,
-        &parcel.to,
-    );
+    let (from, to) = &parcel.between;
+    link::write_header(&mut out, parcel.number, parcel.after, parcel.prompt, from, to);
     // One way to write a header is the shortest.
     assert!(out.len() <= link::MAX_HEADER && out.len() + parcel.body.len() <= data.len());
     out.extend_from_slice(&parcel.body);
-    assert_eq!(link::read_message(out.freeze()), Ok(parcel));
+    assert_eq!(link::read_message(out.freeze(), ids), Ok(parcel));
 }
 
 /// Names as users, clients and certificates write them: addresses, nodes, ids, peers, what to bind, and words of settings.

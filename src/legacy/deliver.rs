@@ -213,7 +213,7 @@ async fn write(mut socket: TcpStream, message: &Message, pace: Pace) -> io::Resu
     let _ = socket.set_nodelay(true);
     let writing = async {
         let mut out = Vec::new();
-        let mut line = Line::begin(&mut out, &message.from, &message.to, &message.body);
+        let mut line = Line::begin(&mut out, message.from(), message.to(), &message.body);
         while line.fill(&mut out, WRITE) {
             socket.write_all(&out).await?;
             out.clear();

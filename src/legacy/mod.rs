@@ -156,12 +156,7 @@ mod tests {
     }
 
     fn submit(node: &LegacyNode) -> bool {
-        let message = Message {
-            from: "n:1:a".parse().unwrap(),
-            to: "n:2:b".parse().unwrap(),
-            body: "x".into(),
-            prompt: true,
-        };
+        let message = Message::example("n:1:a", "n:2:b", "x");
         let ticket = Ticket {
             origin: Arc::new(Nobody),
             tag: Tag::prompt(0, 0),

@@ -10,13 +10,9 @@ use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
 
-use crate::address::Address;
 use crate::delivery::Bounds;
-use crate::message::Message;
+use crate::message::{Conversation, Message};
 use crate::outcome::{Code, Outcome};
-
-/// Whom the messages of a conversation are from, and whom they are for.
-type Pair = (Address, Address);
 
 /// The messages for one legacy server that have not ended, each with a ticket `T`.
 #[derive(Debug)]
@@ -24,9 +20,9 @@ pub(crate) struct Queue<T> {
     bounds: Bounds,
     /// How many messages may be handed over at once.
     most: usize,
-    conversations: HashMap<Pair, Conversation<T>, RandomState>,
+    conversations: HashMap<Conversation, Queued<T>, RandomState>,
     /// The conversations with messages that wait and none that is being handed over, in the order of their turns.
-    turns: VecDeque<Pair>,
+    turns: VecDeque<Conversation>,
     handovers: BTreeMap<u64, Handover<T>>,
     /// The number of the next handover.
     next: u64,
@@ -41,8 +37,9 @@ pub(crate) struct Queue<T> {
     over: Option<Code>,
 }
 
+/// The messages of one conversation.
 #[derive(Debug)]
-struct Conversation<T> {
+struct Queued<T> {
     waiting: VecDeque<(Message, T)>,
     /// Since when its first message waits.
     since: Instant,
@@ -53,7 +50,7 @@ struct Conversation<T> {
 /// A message that is being handed over.
 #[derive(Debug)]
 struct Handover<T> {
-    pair: Pair,
+    conversation: Conversation,
     size: usize,
     ticket: T,
     begun: Instant,
@@ -90,18 +87,17 @@ impl<T> Queue<T> {
         }
         self.messages += 1;
         self.bytes += message.size();
-        let pair = (message.from.clone(), message.to.clone());
-        match self.conversations.entry(pair) {
+        match self.conversations.entry(message.conversation.clone()) {
             Entry::Occupied(mut place) => {
-                let conversation = place.get_mut();
-                if conversation.waiting.is_empty() {
-                    conversation.since = now;
+                let queued = place.get_mut();
+                if queued.waiting.is_empty() {
+                    queued.since = now;
                 }
-                conversation.waiting.push_back((message, ticket));
+                queued.waiting.push_back((message, ticket));
             }
             Entry::Vacant(place) => {
                 self.turns.push_back(place.key().clone());
-                place.insert(Conversation {
+                place.insert(Queued {
                     waiting: VecDeque::from([(message, ticket)]),
                     since: now,
                     is_busy: false,
@@ -122,14 +118,14 @@ impl<T> Queue<T> {
         if self.handovers.len() >= self.most {
             return None;
         }
-        let pair = self.turns.pop_front()?;
-        let conversation = self.conversations.get_mut(&pair)?;
-        let (message, ticket) = conversation.waiting.pop_front()?;
-        (conversation.is_busy, conversation.since) = (true, now);
+        let conversation = self.turns.pop_front()?;
+        let queued = self.conversations.get_mut(&conversation)?;
+        let (message, ticket) = queued.waiting.pop_front()?;
+        (queued.is_busy, queued.since) = (true, now);
         let number = self.next;
         self.next += 1;
         let handover = Handover {
-            pair,
+            conversation,
             size: message.size(),
             ticket,
             begun: now,
@@ -174,7 +170,7 @@ impl<T> Queue<T> {
 
     /// Ends what has waited for its turn, or for the message before it, for `wait` or longer.
     pub(crate) fn expire(&mut self, now: Instant, wait: Duration) -> Ends<T> {
-        let is_late = |conversation: &Conversation<T>| now.saturating_duration_since(conversation.since) >= wait;
+        let is_late = |conversation: &Queued<T>| now.saturating_duration_since(conversation.since) >= wait;
         let late = self.drop_waiting(is_late).into_iter();
         late.map(|ticket| (ticket, Outcome::Refused(Code::NodeUnreachable)))
             .collect()
@@ -204,12 +200,12 @@ impl<T> Queue<T> {
     fn end(&mut self, now: Instant, handover: Handover<T>) -> T {
         self.messages -= 1;
         self.bytes -= handover.size;
-        if let Some(conversation) = self.conversations.get_mut(&handover.pair) {
-            if conversation.waiting.is_empty() {
-                self.conversations.remove(&handover.pair);
+        if let Some(queued) = self.conversations.get_mut(&handover.conversation) {
+            if queued.waiting.is_empty() {
+                self.conversations.remove(&handover.conversation);
             } else {
-                (conversation.is_busy, conversation.since) = (false, now);
-                self.turns.push_back(handover.pair);
+                (queued.is_busy, queued.since) = (false, now);
+                self.turns.push_back(handover.conversation);
             }
         }
         handover.ticket
@@ -217,22 +213,23 @@ impl<T> Queue<T> {
 
     /// Takes out what waits in the conversations of which `which` holds. Gives the tickets, each conversation's in
     /// order.
-    fn drop_waiting(&mut self, which: impl Fn(&Conversation<T>) -> bool) -> Vec<T> {
+    fn drop_waiting(&mut self, which: impl Fn(&Queued<T>) -> bool) -> Vec<T> {
         let mut tickets = Vec::new();
         let (messages, bytes) = (&mut self.messages, &mut self.bytes);
-        self.conversations.retain(|_, conversation| {
-            if which(conversation) {
-                for (message, ticket) in conversation.waiting.drain(..) {
+        self.conversations.retain(|_, queued| {
+            if which(queued) {
+                for (message, ticket) in queued.waiting.drain(..) {
                     *messages -= 1;
                     *bytes -= message.size();
                     tickets.push(ticket);
                 }
             }
-            conversation.is_busy || !conversation.waiting.is_empty()
+            queued.is_busy || !queued.waiting.is_empty()
         });
         if !tickets.is_empty() {
             let conversations = &self.conversations;
-            self.turns.retain(|pair| conversations.contains_key(pair));
+            self.turns
+                .retain(|conversation| conversations.contains_key(conversation));
         }
         tickets
     }
@@ -256,12 +253,7 @@ mod tests {
     }
 
     fn message(from: u32, length: usize) -> Message {
-        Message {
-            from: format!("n:1:{from}").parse().unwrap(),
-            to: "n:2:b".parse().unwrap(),
-            body: vec![b'x'; length].into(),
-            prompt: true,
-        }
+        Message::example(&format!("n:1:{from}"), "n:2:b", &"x".repeat(length))
     }
 
     fn put(queue: &mut Queue<u32>, now: Instant, from: u32, tickets: impl IntoIterator<Item = u32>) {
@@ -277,7 +269,7 @@ mod tests {
         put(&mut queue, now, 1, [10, 11, 12]);
         put(&mut queue, now, 2, [20]);
         let (first, second) = (queue.start(now).unwrap(), queue.start(now).unwrap());
-        assert_eq!((first.1.from.id.as_str(), second.1.from.id.as_str()), ("1", "2"));
+        assert_eq!((first.1.from().id.as_str(), second.1.from().id.as_str()), ("1", "2"));
         assert!(queue.start(now).is_none());
         assert!(queue.reached(now, first.0));
         assert_eq!(queue.done(now, first.0), Some(10));
@@ -403,7 +395,7 @@ mod tests {
                         }
                     }
                     2 => while let Some((number, message)) = queue.start(now) {
-                        let from: u32 = message.from.id.as_str().parse().unwrap();
+                        let from: u32 = message.from().id.as_str().parse().unwrap();
                         prop_assert!(under_way.iter().all(|&(_, other)| other != from), "one by one");
                         under_way.push((number, from));
                         let ticket = queue.handovers[&number].ticket;

@@ -13,6 +13,7 @@ pub(crate) mod supervisor;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -23,7 +24,7 @@ use crate::address::{Address, NodeName};
 use crate::carrier::{self, Arrived, Codec, Malformed};
 use crate::delivery::Bounds;
 use crate::exchange::Exchange;
-use crate::message::{Message, Settle, Tag, Ticket};
+use crate::message::{Conversation, Message, Settle, Tag, Ticket};
 use crate::outcome::{Code, Outcome};
 use crate::wire::link as wire;
 use adoption::Adoption;
@@ -73,8 +74,8 @@ impl Link {
     }
 
     /// Takes a message for a client of the peer; gives it back when the link has no room.
-    pub(crate) fn submit(&self, message: Message, ticket: Ticket) -> Result<(), (Message, Ticket)> {
-        self.exchange.submit(message, ticket)
+    pub(crate) fn submit(&self, now: Instant, message: Message, ticket: Ticket) -> Result<(), (Message, Ticket)> {
+        self.exchange.submit(now, message, ticket)
     }
 
     /// The machine of the link.
@@ -108,10 +109,10 @@ impl Link {
     }
 
     /// Gives the link up for good if nobody needs it: it leads to a name that somebody wrote somewhere, no node has proved
-    /// that it is its own, and nothing waits for one that does. Says whether it was given up; then its supervisor ends.
-    /// Nothing may be put into it at the same time.
+    /// that it is its own, and nothing waits for one that does. Says whether it was given up; then its supervisor ends, and
+    /// it has no room for who still knows it.
     pub(crate) fn retire(&self) -> bool {
-        let is_retired = !self.is_configured && self.exchange.is_idle() && self.adoption.lock().retire();
+        let is_retired = !self.is_configured && self.exchange.close_if_idle(|| self.adoption.lock().retire());
         if is_retired {
             self.retired.cancel();
         }
@@ -134,28 +135,47 @@ impl Settle for Link {
 /// How messages and frames are written on a link.
 #[derive(Debug)]
 pub(crate) struct LinkCodec {
-    pub(crate) own: NodeName,
-    pub(crate) peer: NodeName,
-    pub(crate) max_message: usize,
+    own: NodeName,
+    peer: NodeName,
+    max_message: usize,
+    /// That of the message before, which most messages share.
+    last: Mutex<Option<Conversation>>,
+}
+
+impl LinkCodec {
+    /// That of a link from `own`, which takes messages of up to `max_message` bytes, to `peer`.
+    pub(crate) fn new(own: NodeName, peer: NodeName, max_message: usize) -> Self {
+        Self {
+            own,
+            peer,
+            max_message,
+            last: Mutex::default(),
+        }
+    }
+
+    /// The conversation of the clients with these ids. Neither node is in a message: the sender's is the
+    /// one that the certificate names, the recipient's is this.
+    fn conversation(&self, from: &[u8], to: &[u8]) -> Result<Conversation, wire::Malformed> {
+        let is_same =
+            |last: &Conversation| last.from().id.as_str().as_bytes() == from && last.to().id.as_str().as_bytes() == to;
+        let at = |node: &NodeName, id| {
+            let (node, id) = (node.clone(), wire::read_id(id)?);
+            Ok(Address { node, id })
+        };
+        let other = || Ok(Conversation::new(at(&self.peer, from)?, at(&self.own, to)?));
+        Conversation::same_or(&mut self.last.lock(), is_same, other)
+    }
 }
 
 impl Codec for LinkCodec {
     fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
-        wire::write_header(out, number, after, message.prompt, &message.from.id, &message.to.id);
+        wire::write_header(out, number, after, message.prompt, &message.from().id, &message.to().id);
     }
 
     fn read_message(&self, stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
-        let parcel = wire::read_message(stream).map_err(Malformed::new)?;
-        // Neither node is in the message: the sender's is the one that the certificate names, the recipient's is this.
+        let parcel = wire::read_message(stream, |from, to| self.conversation(from, to)).map_err(Malformed::new)?;
         let message = Message {
-            from: Address {
-                node: self.peer.clone(),
-                id: parcel.from,
-            },
-            to: Address {
-                node: self.own.clone(),
-                id: parcel.to,
-            },
+            conversation: parcel.between,
             body: parcel.body,
             prompt: parcel.prompt,
         };

@@ -375,7 +375,7 @@ impl Supervisor {
         }
         if restarted {
             // A client that was granted its name is itself again on the new process; ids given out are not.
-            let settled = exchange.peer_restarted(|message| !message.to.id.is_temporary());
+            let settled = exchange.peer_restarted(|message| !message.to().id.is_temporary());
             info!(%peer, ended = settled.len(), "the node has started anew");
             settle_all(settled);
         }
@@ -401,11 +401,8 @@ impl Supervisor {
         let heard = Arc::new(Heard::now());
         let silence = SILENCE.min(self.context.limits.link_wait.max(SUSPECT_AFTER));
         let peer_takes = hello.max_message.saturating_add(wire::MAX_HEADER);
-        let codec = LinkCodec {
-            own: self.context.router.name().clone(),
-            peer,
-            max_message: self.context.limits.max_message,
-        };
+        let own = self.context.router.name().clone();
+        let codec = LinkCodec::new(own, peer, self.context.limits.max_message);
         let handler = LinkHandler {
             link: Arc::clone(&self.link),
             router: Arc::clone(&self.context.router),

@@ -1,11 +1,12 @@
 //! How a node writes to a QUIC client and reads from it.
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 
 use crate::address::Address;
 use crate::carrier::{Arrived, Codec, Frame, Malformed};
 use crate::delivery::Control;
-use crate::message::Message;
+use crate::message::{Conversation, Message};
 use crate::outcome::Code;
 use crate::wire::client::{self as wire, FromClient, FromNode, HeaderFromClient, Receipt};
 
@@ -24,15 +25,29 @@ fn own(body: Bytes) -> Bytes {
 
 /// How a node writes to a client and reads from it.
 pub(super) struct NodeCodec {
-    pub(super) client: Address,
-    pub(super) max_message: usize,
+    client: Address,
+    max_message: usize,
     /// Whether the two sides confirm what they know.
-    pub(super) resumable: bool,
+    resumable: bool,
+    /// That of the message before.
+    last: Mutex<Option<Conversation>>,
+}
+
+impl NodeCodec {
+    /// That of this client, of which bodies of up to `max_message` bytes are taken.
+    pub(super) fn new(client: Address, max_message: usize, resumable: bool) -> Self {
+        Self {
+            client,
+            max_message,
+            resumable,
+            last: Mutex::default(),
+        }
+    }
 }
 
 impl Codec for NodeCodec {
     fn write_header(&self, number: u64, after: u64, message: &Message, out: &mut BytesMut) {
-        wire::write_header(out, number, after, Some(&message.from), &message.to);
+        wire::write_header(out, number, after, Some(message.from()), message.to());
     }
 
     fn read_message(&self, mut stream: Bytes, whole: bool) -> Result<Arrived, Malformed> {
@@ -40,11 +55,15 @@ impl Codec for NodeCodec {
             .map_err(Malformed::new)?
             .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
         let header: HeaderFromClient<'_> = wire::read_object(&line).map_err(Malformed::new)?;
-        let message = match header.to.parse() {
+        let conversation = Conversation::same_or(
+            &mut self.last.lock(),
+            |last| last.to().is_written(&header.to),
+            || header.to.parse().map(|to| Conversation::new(self.client.clone(), to)),
+        );
+        let message = match conversation {
             _ if !whole || stream.len() > self.max_message => Err(Code::TooLarge),
-            Ok(to) => Ok(Message {
-                from: self.client.clone(),
-                to,
+            Ok(conversation) => Ok(Message {
+                conversation,
                 body: own(stream),
                 // What it is told at once, it may have waited for.
                 prompt: true,

@@ -30,7 +30,7 @@ use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, 
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
 use crate::restraint::Restraint;
-use crate::router::Blocked;
+use crate::router::{Blocked, Course};
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromNode, ResumeOffer, Token, Welcome};
 
@@ -247,11 +247,7 @@ impl Session {
         let carrier = Carrier {
             connection: &connection,
             exchange: &self.exchange,
-            codec: &NodeCodec {
-                client: self.address.clone(),
-                max_message: limits.max_message,
-                resumable,
-            },
+            codec: &NodeCodec::new(self.address.clone(), limits.max_message, resumable),
             handler: &handler,
             max_stream: wire::MAX_HEADER + limits.max_message,
             pace: Some(limits.sender_pace().spread(rand::random())),
@@ -331,7 +327,7 @@ impl Session {
                     if !passed {
                         self.restraint.hold(message.body.len(), &context.phase).await;
                     }
-                    context.route(message, ticket).await;
+                    context.route(message, ticket, &mut Course::new()).await;
                     turn.item().await;
                 }
                 None => self.waits.notified().await,
@@ -406,7 +402,7 @@ impl Recipient for Session {
         message.body = Bytes::copy_from_slice(&message.body);
         let pushed = self
             .exchange
-            .submit(message, ticket)
+            .submit(Instant::now(), message, ticket)
             .map_err(|(_, ticket)| (ticket, Code::RecipientFull));
         // The session may have ended between the two, unless the registry held its place; then nobody else would end this
         // message.
@@ -474,7 +470,7 @@ impl SessionHandler<'_> {
 
     fn pass_on(&self, tag: Tag, message: Message) {
         let session = self.session;
-        if !session.permit.may_send(&message.to) {
+        if !session.permit.may_send(message.to()) {
             self.context.counters.bump(Counter::RefusedPermission);
             session.exchange.finish(&[(tag, Outcome::Refused(Code::NotAllowed))]);
             return;
@@ -483,13 +479,13 @@ impl SessionHandler<'_> {
             let mut flow = session.flow.lock();
             let largest = self.context.limits.max_message + MESSAGE_OVERHEAD;
             // A client that keeps to its window never comes here.
-            if !flow.bears(&message.to, message.size(), largest) {
+            if !flow.bears(message.to(), message.size(), largest) {
                 drop(flow);
                 self.context.counters.bump(Counter::RefusedWindow);
                 session.exchange.finish(&[(tag, Outcome::Refused(Code::RateLimited))]);
                 return;
             }
-            flow.start(&message.to, message.size(), tag)
+            flow.start(message.to(), message.size(), tag)
         };
         let Some(origin) = session.this.upgrade() else {
             return;
@@ -510,7 +506,7 @@ impl SessionHandler<'_> {
             return;
         }
         drop(waiting);
-        if let Err(Blocked { message, ticket, .. }) = self.context.router.route(message, ticket) {
+        if let Err(Blocked { message, ticket, .. }) = self.context.router.route(message, ticket, &mut Course::new()) {
             session.waiting.lock().queue.push_back(Waits {
                 message,
                 ticket,
@@ -572,6 +568,7 @@ mod tests {
     use super::*;
     use crate::counters::Counters;
     use crate::keyring::Keyring;
+    use crate::message::Conversation;
     use crate::misses::Misses;
 
     #[test]
@@ -588,8 +585,7 @@ mod tests {
         let keyring = Keyring::unused(std::path::Path::new("certs"), "test");
         let session = Session::new(address.clone(), &Limits::default(), restraint, keyring.permit(None));
         let message = Message {
-            from: address.clone(),
-            to: address,
+            conversation: Conversation::new(address.clone(), address),
             body: "x".into(),
             prompt: true,
         };

@@ -1,39 +1,54 @@
 //! Whom a legacy client's last message was for.
 
-use std::sync::Arc;
+use std::time::Instant;
 
 use crate::address::{Address, AddressError};
-use crate::link::Link;
+use crate::message::Conversation;
+use crate::router::Course;
 
-/// Whom the last message of a client was for: mostly the next is for the same, and its address need not be read again.
-#[derive(Debug, Default)]
+/// Whom the last message of a client was for: mostly the next is for the same, and neither is its address read again nor
+/// its way looked for.
+#[derive(Debug)]
 pub(super) struct Addressee {
-    text: String,
-    address: Option<Address>,
-    /// The link that it took.
-    pub(super) link: Option<Arc<Link>>,
+    conversation: Option<Conversation>,
+    pub(super) course: Course,
 }
 
 impl Addressee {
-    /// Whether the link has a backlog.
-    pub(super) fn is_held(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.exchange().is_behind())
+    /// There was no message yet.
+    pub(super) fn new() -> Self {
+        Self {
+            conversation: None,
+            course: Course::new(),
+        }
     }
 
-    /// Gives way while the link has more to send than it gets away.
+    /// Time has passed since the last message.
+    pub(super) fn look_at_the_clock(&mut self) {
+        self.course.now = Instant::now();
+    }
+
+    /// Whether the link that the last message took has a backlog.
+    pub(super) fn is_held(&self) -> bool {
+        self.course
+            .link
+            .as_ref()
+            .is_some_and(|link| link.exchange().is_behind())
+    }
+
+    /// Gives way while that has more to send than it gets away.
     pub(super) async fn give_way(&self) {
-        if let Some(link) = &self.link {
+        if let Some(link) = &self.course.link {
             link.exchange().catch_up().await;
         }
     }
 
-    pub(super) fn parse(&mut self, text: &str) -> Result<Address, AddressError> {
-        if let Some(address) = self.address.as_ref().filter(|_| self.text == text) {
-            return Ok(address.clone());
-        }
-        let address: Address = text.parse()?;
-        text.clone_into(&mut self.text);
-        self.address = Some(address.clone());
-        Ok(address)
+    /// The conversation of `from`, who is always the same, with whom this text is the address of.
+    pub(super) fn conversation(&mut self, from: &Address, text: &str) -> Result<Conversation, AddressError> {
+        Conversation::same_or(
+            &mut self.conversation,
+            |last| last.to().is_written(text),
+            || Ok(Conversation::new(from.clone(), text.parse()?)),
+        )
     }
 }

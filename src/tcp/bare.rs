@@ -102,7 +102,7 @@ impl BareSession {
             lines: Lines::new(context.limits.max_line()),
             turn: Turn::new(),
             deadline: Deadline::new(&context.limits),
-            last: Addressee::default(),
+            last: Addressee::new(),
             _admission: admission,
             _registration: registering.now_or_never().flatten().unwrap(),
         }

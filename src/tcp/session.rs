@@ -30,14 +30,13 @@ use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::counters::Counter;
 use crate::flow::{Flow, Started};
 use crate::keyring::Permit;
-use crate::link::Link;
-use crate::message::{Message, Recipient, Settle, Tag, Ticket, settle_all};
+use crate::message::{Conversation, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outbox::Outbox;
 use crate::outcome::{Code, Outcome};
 use crate::permission::Login;
 use crate::phase::Phase;
 use crate::restraint::Restraint;
-use crate::router::Blocked;
+use crate::router::{Blocked, Course};
 use crate::turn::Turn;
 use crate::wire::framing::Lines;
 use crate::wire::handover;
@@ -230,7 +229,7 @@ impl LineSession {
         // Who has logged in is none.
         let mut first = !context.rule.takes_tokens();
         let mut deadline = Deadline::new(&context.limits);
-        let mut last = Addressee::default();
+        let mut last = Addressee::new();
         let idle = context.limits.idle.map(|limit| Box::pin(self.restraint.idle(limit)));
         let mut idle = OptionFuture::from(idle);
         // What came with the login. On the heap, here and below, as what a client that says nothing does not need is not to be
@@ -314,6 +313,7 @@ impl LineSession {
         context: &ClientContext,
     ) -> Result<bool, Stop> {
         let mut any = false;
+        last.look_at_the_clock();
         loop {
             match lines.next_line() {
                 Ok(Some(line)) => {
@@ -323,10 +323,12 @@ impl LineSession {
                     // At each line: an empty one makes an answer of sixty bytes, and one read can bring a million.
                     if self.outbox.notices() > NOTICES {
                         self.outbox.notices_below(NOTICES).await;
+                        last.look_at_the_clock();
                     }
                     if turn.is_over_after_item() {
                         tokio::task::yield_now().await;
                         last.give_way().await;
+                        last.look_at_the_clock();
                     }
                 }
                 Ok(None) => return Ok(any),
@@ -344,6 +346,7 @@ impl LineSession {
     async fn follow_line(&self, line: &[u8], last: &mut Addressee, context: &ClientContext) {
         if !self.restraint.passes(line.len()) {
             self.restraint.hold(line.len(), &context.phase).await;
+            last.look_at_the_clock();
         }
         // Of most lines there is no rest; what one needs is not to be part of this task.
         if let Some(rest) = self.follow(line, last, context) {
@@ -381,12 +384,12 @@ impl LineSession {
             },
             Rest::WindowFull { message, reply } => {
                 let started = self.start(&message, reply).await;
-                last.link = match self.pass_on(message, started, context) {
-                    Ok(link) => link,
-                    Err(blocked) => context.route_once_free(blocked).await,
-                };
+                last.look_at_the_clock();
+                if let Err(blocked) = self.pass_on(message, started, &mut last.course, context) {
+                    context.route_once_free(blocked, &mut last.course).await;
+                }
             }
-            Rest::Blocked(blocked) => last.link = context.route_once_free(blocked).await,
+            Rest::Blocked(blocked) => context.route_once_free(blocked, &mut last.course).await,
         }
     }
 
@@ -430,67 +433,69 @@ impl LineSession {
             self.answer(reply, Outcome::Refused(Code::TooLarge), Some(&text));
             return None;
         }
-        let to = match last.parse(to) {
-            Ok(to) => to,
+        let mut conversation = match last.conversation(&self.address, to) {
+            Ok(conversation) => conversation,
             Err(error) => {
                 let text = format!("`to` is not HOST:PORT:ID: {error}");
                 self.answer(reply, Outcome::Refused(Code::BadAddress), Some(&text));
                 return None;
             }
         };
-        let from = self.legacy_sender(line, context);
-        // One hop: else a legacy server could have this node speak to others for its clients.
-        if from.is_some() && to.node != *context.router.name() {
-            context.counters.bump(Counter::RefusedHop);
-            self.answer(reply, Outcome::Refused(Code::NoSuchClient), None);
-            return None;
+        if let Some(from) = self.legacy_sender(line, context) {
+            let to = conversation.to().clone();
+            // One hop: else a legacy server could have this node speak to others for its clients.
+            if to.node != *context.router.name() {
+                context.counters.bump(Counter::RefusedHop);
+                self.answer(reply, Outcome::Refused(Code::NoSuchClient), None);
+                return None;
+            }
+            conversation = Conversation::new(*from, to);
         }
-        last.link = None;
-        if !self.permit.may_send(&to) {
+        if !self.permit.may_send(conversation.to()) {
+            last.course.link = None;
             context.counters.bump(Counter::RefusedPermission);
             self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
             return None;
         }
         let message = Message {
-            from: from.map_or_else(|| self.address.clone(), |from| *from),
-            to,
+            conversation,
             prompt: reply.is_some() || body.len() > SMALL_BODY,
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
-        let started = self.flow.lock().try_start(&message.to, message.size(), reply);
+        let started = self.flow.lock().try_start(message.to(), message.size(), reply);
         match started {
-            Ok(started) => match self.pass_on(message, started, context) {
-                Ok(link) => last.link = link,
-                Err(blocked) => return Some(Rest::Blocked(blocked)),
-            },
-            Err(reply) => return Some(Rest::WindowFull { message, reply }),
+            Ok(started) => {
+                let passed_on = self.pass_on(message, started, &mut last.course, context);
+                passed_on.err().map(Rest::Blocked)
+            }
+            Err(reply) => Some(Rest::WindowFull { message, reply }),
         }
-        None
     }
 
-    /// Passes on a message that counts as under way. Gives the link that it took, if it took one.
+    /// Passes on a message that counts as under way.
     fn pass_on(
         &self,
         mut message: Message,
         started: Started,
+        course: &mut Course,
         context: &ClientContext,
-    ) -> Result<Option<Arc<Link>>, Blocked> {
+    ) -> Result<(), Blocked> {
         message.prompt |= started.is_scarce;
         let Some(origin) = self.this.upgrade() else {
-            return Ok(None);
+            return Ok(());
         };
         let ticket = Ticket {
             origin,
             tag: Tag::prompt(started.key as u64, 0),
         };
-        context.router.route(message, ticket)
+        context.router.route(message, ticket, course)
     }
 
     /// Counts a message as under way; waits while it may not be sent yet.
     async fn start(&self, message: &Message, mut reply: Reply) -> Started {
         loop {
             let ended = self.ended.notified();
-            let started = self.flow.lock().try_start(&message.to, message.size(), reply);
+            let started = self.flow.lock().try_start(message.to(), message.size(), reply);
             match started {
                 Ok(started) => return started,
                 Err(back) => reply = back,

@@ -149,12 +149,7 @@ mod tests {
         }
         let (origin, mut ends) = mpsc::unbounded_channel();
         let outbox = Outbox::new(1, Arc::default());
-        let message = Message {
-            from: "n:1:a".parse().unwrap(),
-            to: "n:1:b".parse().unwrap(),
-            body: "x".into(),
-            prompt: true,
-        };
+        let message = Message::example("n:1:a", "n:1:b", "x");
         let ticket = Ticket {
             origin: Arc::new(Origin(origin)),
             tag: Tag::prompt(1, 0),

@@ -69,13 +69,13 @@ pub(crate) enum Frame {
 
 /// One message as its stream holds it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Parcel {
+pub(crate) struct Parcel<P> {
     pub(crate) number: u64,
     pub(crate) after: u64,
     /// Its sender waits for its end.
     pub(crate) prompt: bool,
-    pub(crate) from: ClientId,
-    pub(crate) to: ClientId,
+    /// What was made of the ids of its sender and its recipient.
+    pub(crate) between: P,
     pub(crate) body: Bytes,
 }
 
@@ -107,8 +107,12 @@ pub(crate) fn write_header(out: &mut BytesMut, number: u64, after: u64, prompt: 
     }
 }
 
-/// Reads a stream that has ended. The body is a slice of it.
-pub(crate) fn read_message(mut stream: Bytes) -> Result<Parcel, Malformed> {
+/// Reads a stream that has ended. The body is a slice of it. `between` makes something of the ids of its sender and its
+/// recipient as they are written, see [`read_id`].
+pub(crate) fn read_message<P>(
+    mut stream: Bytes,
+    between: impl FnOnce(&[u8], &[u8]) -> Result<P, Malformed>,
+) -> Result<Parcel<P>, Malformed> {
     let mut rest: &[u8] = &stream;
     let number = varint::read(&mut rest)
         .filter(|&number| number <= MAX_NUMBER)
@@ -121,32 +125,37 @@ pub(crate) fn read_message(mut stream: Bytes) -> Result<Parcel, Malformed> {
             .filter(|&after| after > 0)
             .ok_or(Malformed::BadHeader)?,
     };
-    let (from, prompt) = read_id(&mut rest)?;
-    let (to, marked) = read_id(&mut rest)?;
+    let (from, prompt) = split_id(&mut rest)?;
+    let (to, marked) = split_id(&mut rest)?;
     if marked {
         return Err(Malformed::BadHeader);
     }
+    let between = between(from, to)?;
     let header = stream.len() - rest.len();
     stream.advance(header);
     Ok(Parcel {
         number,
         after,
         prompt,
-        from,
-        to,
+        between,
         body: stream,
     })
 }
 
-/// Reads an id, and the mark on its length.
-fn read_id(from: &mut &[u8]) -> Result<(ClientId, bool), Malformed> {
+/// Takes off an id as it is written, and the mark on its length.
+fn split_id<'a>(from: &mut &'a [u8]) -> Result<(&'a [u8], bool), Malformed> {
     let length = from.try_get_u8().map_err(|_| Malformed::BadHeader)?;
     let (id, rest) = from
         .split_at_checked(usize::from(length & !PROMPT))
         .ok_or(Malformed::BadHeader)?;
     *from = rest;
+    Ok((id, length & PROMPT != 0))
+}
+
+/// The id that is written so.
+pub(crate) fn read_id(id: &[u8]) -> Result<ClientId, Malformed> {
     let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
-    Ok((id.ok_or(Malformed::BadHeader)?, length & PROMPT != 0))
+    id.ok_or(Malformed::BadHeader)
 }
 
 /// Appends a control frame.
@@ -377,6 +386,10 @@ mod tests {
         }
     }
 
+    fn read_ids(from: &[u8], to: &[u8]) -> Result<(ClientId, ClientId), Malformed> {
+        Ok((read_id(from)?, read_id(to)?))
+    }
+
     #[test]
     fn a_message_is_these_bytes() {
         let (from, to) = ("123456".parse().unwrap(), "bob".parse().unwrap());
@@ -388,15 +401,13 @@ mod tests {
             write_header(&mut out, 300, 298, prompt, &from, &to);
             assert_eq!(out, hex(bytes));
             out.put_slice(b"hello");
-            let message = read_message(out.freeze()).unwrap();
+            let message = read_message(out.freeze(), read_ids).unwrap();
             assert_eq!((message.number, message.after, message.prompt), (300, 298, prompt));
-            assert_eq!(
-                (&message.from, &message.to, &message.body[..]),
-                (&from, &to, &b"hello"[..])
-            );
+            assert_eq!(message.between, (from.clone(), to.clone()));
+            assert_eq!(&message.body[..], b"hello");
         }
         let marked = hex("412c 02 06 313233343536 83 626f62");
-        assert_eq!(read_message(marked.into()), Err(Malformed::BadHeader));
+        assert_eq!(read_message(marked.into(), read_ids), Err(Malformed::BadHeader));
     }
 
     #[test]
@@ -435,9 +446,9 @@ mod tests {
             assert_eq!(read_frame(&mut frame), Err(Malformed::BadFrame));
         }
         let message = |number| [&hex(number)[..], &hex("00 01 61 01 62")].concat();
-        assert!(read_message(message("fffffffffffffffe").into()).is_ok());
+        assert!(read_message(message("fffffffffffffffe").into(), read_ids).is_ok());
         assert_eq!(
-            read_message(message("ffffffffffffffff").into()),
+            read_message(message("ffffffffffffffff").into(), read_ids),
             Err(Malformed::BadHeader)
         );
     }
@@ -504,12 +515,13 @@ mod tests {
             prop_assert!(out.len() <= MAX_HEADER);
             out.put_slice(&body);
             let body = body.into();
-            prop_assert_eq!(read_message(out.freeze()), Ok(Parcel { number, after, prompt, from, to, body }));
+            let parcel = Parcel { number, after, prompt, between: (from, to), body };
+            prop_assert_eq!(read_message(out.freeze(), read_ids), Ok(parcel));
         }
 
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..20, value: u8) {
-            let _ = read_message(Bytes::from(bytes.clone()));
+            let _ = read_message(Bytes::from(bytes.clone()), read_ids);
             let _ = read_frame(&mut BytesMut::from(&bytes[..]));
             for (frame, _) in golden() {
                 let mut out = BytesMut::new();
