@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -27,6 +28,7 @@ use crate::link::{Link, LinkCodec};
 use crate::message::{Conversation, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
 use crate::registry::{Registration, Registry};
+use crate::router::Course;
 use crate::tcp::bare::{BareNode, BareSession};
 use crate::wire::escape::escape_into;
 use crate::wire::line::{self, Format};
@@ -211,6 +213,7 @@ pub struct FrameToLine {
     clients: Vec<BareSession>,
     link: Arc<Link>,
     codec: LinkCodec,
+    course: Mutex<Course>,
     streams: Vec<Bytes>,
 }
 
@@ -256,6 +259,7 @@ impl FrameToLine {
             clients,
             link,
             codec,
+            course: Mutex::new(Course::new()),
             streams,
         }
     }
@@ -297,6 +301,7 @@ impl FrameToLine {
         let incarnation = exchange
             .message(arrived.number, arrived.after, arrived.message, taken)
             .unwrap();
+        let mut course = self.course.lock();
         for (number, message) in taken.drain(..) {
             let ticket = Ticket {
                 origin: Arc::<Link>::clone(&self.link),
@@ -307,7 +312,7 @@ impl FrameToLine {
                 },
             };
             match message {
-                Ok(message) => self.node.router().deliver_from_link(message, ticket),
+                Ok(message) => self.node.router().deliver_from_link(message, ticket, &mut course),
                 Err(code) => ticket.settle(Outcome::Refused(code)),
             }
         }
@@ -417,7 +422,8 @@ fn speak(from: &mut Endpoint<u64, u64>, to: &mut Endpoint<u64, u64>) {
 /// The registry of a node with many clients.
 pub struct Clients {
     registry: Arc<Registry>,
-    here: Vec<(ClientId, Registration)>,
+    /// Each with a message to it.
+    here: Vec<(Message, Registration)>,
     coming: Vec<ClientId>,
     client: Arc<Anyone>,
 }
@@ -426,7 +432,7 @@ pub struct Clients {
 struct Anyone;
 
 impl Recipient for Anyone {
-    fn push(&self, _: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+    fn push(&self, _: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
         Err((ticket, Code::RecipientGone))
     }
 
@@ -444,12 +450,20 @@ impl Clients {
     /// So many that are here, and as many that come.
     pub fn new(count: usize) -> Self {
         let (registry, client) = (Arc::new(Registry::new()), Arc::new(Anyone));
+        let [node, _] = nodes();
         let mut all = ids(2 * count);
-        let here = all
-            .by_ref()
-            .take(count)
-            .map(|id| (id.clone(), register(&registry, &id, &client)))
-            .collect();
+        let here = all.by_ref().take(count).map(|id| {
+            let place = register(&registry, &id, &client);
+            let node = node.clone();
+            let address = Address { node, id };
+            let message = Message {
+                conversation: Conversation::new(address.clone(), address),
+                body: Bytes::new(),
+                prompt: false,
+            };
+            (message, place)
+        });
+        let here = here.collect();
         let clients = Self {
             here,
             coming: all.collect(),
@@ -463,29 +477,18 @@ impl Clients {
 
     /// Passes a message to each of those that are here, in turn, as often as there are messages. Gives how many were found.
     pub fn pass_on(&self) -> usize {
-        let [node, _] = nodes();
-        let id = "1".parse().unwrap();
-        let nobody = Address { node, id };
         let origin: Arc<dyn Settle> = Arc::new(Nobody);
-        let ids = self.here.iter().map(|(id, _)| id).cycle().take(MESSAGES);
-        ids.filter(|&id| {
-            let to = Address {
-                node: nobody.node.clone(),
-                id: id.clone(),
-            };
-            let message = Message {
-                conversation: Conversation::new(nobody.clone(), to),
-                body: Bytes::new(),
-                prompt: false,
-            };
-            let ticket = Ticket {
-                origin: Arc::clone(&origin),
-                tag: Tag::prompt(0, 0),
-            };
-            let pushed = self.registry.push(message, ticket);
-            pushed.is_err_and(|(_, code)| code == Code::RecipientGone)
-        })
-        .count()
+        let messages = self.here.iter().map(|(message, _)| message).cycle().take(MESSAGES);
+        messages
+            .filter(|message| {
+                let ticket = Ticket {
+                    origin: Arc::clone(&origin),
+                    tag: Tag::prompt(0, 0),
+                };
+                let found = self.registry.find(&message.to().id);
+                found.is_some_and(|client| client.push(message, ticket).is_err())
+            })
+            .count()
     }
 
     /// The others come, and leave once all are here. Gives how many there were then.

@@ -37,6 +37,11 @@ impl Conversation {
         Self(Arc::new(Pair { from, to, key }))
     }
 
+    /// Whether it is this very value, or a copy of it. Others may be of the same two.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Who writes, as the node knows from the connection that messages come by.
     pub(crate) fn from(&self) -> &Address {
         &self.0.from
@@ -70,7 +75,7 @@ impl Conversation {
 
 impl PartialEq for Conversation {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || (self.from() == other.from() && self.to() == other.to())
+        self.is(other) || (self.from() == other.from() && self.to() == other.to())
     }
 }
 
@@ -189,9 +194,8 @@ pub(crate) fn settle_all(ends: impl IntoIterator<Item = (Ticket, Outcome)>) {
 pub(crate) trait Recipient: Send + Sync {
     /// Takes a message to be written to the client, or says why not and gives the ticket back.
     ///
-    /// Of a small message this is called with a lock of the registry held: it takes locks of its client alone, and neither
-    /// settles anything nor has anybody come or leave.
-    fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)>;
+    /// One that has left says [`Code::RecipientGone`], however long ago that was.
+    fn push(&self, message: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)>;
 
     /// Another connection has come for the client's id, which has the better right to it: this one is to end.
     fn yield_place(&self);

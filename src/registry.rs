@@ -11,15 +11,9 @@ use tokio::sync::Notify;
 
 use crate::address::ClientId;
 use crate::ids::IdSequence;
-use crate::message::{Message, Recipient, Ticket};
-use crate::outcome::Code;
+use crate::message::Recipient;
 
-/// Bodies of up to so many bytes are pushed while the client's place in the map is held, which spares a reference to the
-/// client. What takes longer must not hold up those that come and leave.
-const BRIEF: usize = 4096;
-
-/// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves, and what runs under one is
-/// bound by what [`Recipient::push`] says.
+/// The clients of a node, by id. All use of the map is in here: no guard of it ever leaves.
 pub(crate) struct Registry {
     clients: DashMap<ClientId, (u64, Arc<dyn Recipient>), RandomState>,
     /// How many have come.
@@ -71,17 +65,9 @@ impl Registry {
         }
     }
 
-    /// Passes a message on to the client it is for.
-    pub(crate) fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
-        let Some(client) = self.clients.get(&message.to().id) else {
-            return Err((ticket, Code::NoSuchClient));
-        };
-        if message.body.len() <= BRIEF {
-            return client.1.push(message, ticket);
-        }
-        let recipient = Arc::clone(&client.1);
-        drop(client);
-        recipient.push(message, ticket)
+    /// The client with this id, if there is one now.
+    pub(crate) fn find(&self, id: &ClientId) -> Option<Arc<dyn Recipient>> {
+        self.clients.get(id).map(|client| Arc::clone(&client.1))
     }
 
     /// How many clients there are.
@@ -110,16 +96,15 @@ impl Drop for Registration {
 mod tests {
     use super::*;
     use crate::address::{Address, NodeName};
-    use crate::message::Conversation;
-    use crate::message::{Settle, Tag};
-    use crate::outcome::Outcome;
+    use crate::message::{Conversation, Message, Settle, Tag, Ticket};
+    use crate::outcome::{Code, Outcome};
     use futures_util::FutureExt;
     use std::sync::atomic::AtomicBool;
 
     #[derive(Default)]
     struct Client(AtomicBool);
     impl Recipient for Client {
-        fn push(&self, _: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+        fn push(&self, _: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
             Err((ticket, Code::RecipientGone))
         }
 
@@ -145,7 +130,10 @@ mod tests {
             origin: Arc::new(Nobody),
             tag: Tag::prompt(0, 0),
         };
-        registry.push(message, ticket).unwrap_err().1
+        let found = registry.find(id);
+        found.map_or(Code::NoSuchClient, |client| {
+            client.push(&message, ticket).unwrap_err().1
+        })
     }
 
     #[test]

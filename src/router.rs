@@ -4,6 +4,7 @@
 //! One hop, no loops: what comes from a link or a legacy server goes to a client here or nowhere.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use tokio::sync::futures::Notified;
 use crate::address::NodeName;
 use crate::legacy::LegacyNode;
 use crate::link::Link;
-use crate::message::{Message, Ticket};
+use crate::message::{Conversation, Message, Recipient, Ticket};
 use crate::outcome::{Code, Outcome};
 use crate::registry::Registry;
 
@@ -48,11 +49,16 @@ impl Way {
     }
 }
 
-/// When a message is passed on, and the way that the one before took, if that was a link: mostly it is the same.
-#[derive(Debug)]
+/// When a message is passed on, and where the one before went: mostly it goes there, too.
 pub(crate) struct Course {
     pub(crate) now: Instant,
-    pub(crate) link: Option<Arc<Link>>,
+    last: Option<Last>,
+}
+
+/// Where a message went.
+enum Last {
+    Link(Arc<Link>),
+    Client(Conversation, Arc<dyn Recipient>),
 }
 
 impl Course {
@@ -60,8 +66,29 @@ impl Course {
     pub(crate) fn new() -> Self {
         Self {
             now: Instant::now(),
-            link: None,
+            last: None,
         }
+    }
+
+    /// The link that the one before took, if it took one.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        match &self.last {
+            Some(Last::Link(link)) => Some(link),
+            Some(Last::Client(..)) | None => None,
+        }
+    }
+
+    /// As if there had been none before.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+impl fmt::Debug for Course {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Course")
+            .field("link", &self.link())
+            .finish_non_exhaustive()
     }
 }
 
@@ -160,15 +187,15 @@ impl Router {
         self.giving_up.store(true, Ordering::Release);
     }
 
-    /// Passes on a message of a client here. Says in `course` which link it took, if it took one.
+    /// Passes on a message of a client here.
     pub(crate) fn route(&self, message: Message, ticket: Ticket, course: &mut Course) -> Result<(), Blocked> {
         if self.giving_up.load(Ordering::Acquire) {
-            course.link = None;
+            course.forget();
             ticket.settle(Outcome::Refused(Code::ShuttingDown));
             return Ok(());
         }
         let (mut message, mut ticket) = (message, ticket);
-        if let Some(link) = &course.link
+        if let Some(link) = course.link()
             && *link.peer() == message.to().node
             && self.is_way(link)
         {
@@ -178,16 +205,16 @@ impl Router {
                 Err(back) => (message, ticket) = back,
             }
         }
-        course.link = None;
         if message.to().node == self.name {
-            self.deliver(message, ticket);
+            self.deliver(message, ticket, course);
             return Ok(());
         }
+        course.forget();
         let Some(link) = self.link(&message.to().node).filter(|link| self.is_way(link)) else {
             return self.route_to_legacy(message, ticket);
         };
         match link.submit(course.now, message, ticket) {
-            Ok(()) => course.link = Some(link),
+            Ok(()) => course.last = Some(Last::Link(link)),
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
             Err((message, ticket)) => {
@@ -224,22 +251,42 @@ impl Router {
     }
 
     /// Passes on a message of a client of another node.
-    pub(crate) fn deliver_from_link(&self, message: Message, ticket: Ticket) {
+    pub(crate) fn deliver_from_link(&self, message: Message, ticket: Ticket, course: &mut Course) {
         if self.draining.load(Ordering::Acquire) {
             ticket.settle(Outcome::Refused(Code::ShuttingDown));
         } else {
-            self.deliver(message, ticket);
+            self.deliver(message, ticket, course);
         }
     }
 
-    fn deliver(&self, message: Message, ticket: Ticket) {
-        if let Err((ticket, code)) = self.registry.push(message, ticket) {
-            let code = match code {
-                // The client has left because the node shuts down, while a line that was read before had its turn.
-                Code::NoSuchClient | Code::RecipientGone if self.draining.load(Ordering::Acquire) => Code::ShuttingDown,
-                code => code,
-            };
-            ticket.settle(Outcome::Refused(code));
+    fn deliver(&self, message: Message, mut ticket: Ticket, course: &mut Course) {
+        if let Some(Last::Client(conversation, client)) = &course.last
+            && conversation.is(&message.conversation)
+        {
+            match client.push(&message, ticket) {
+                Ok(()) => return,
+                // Its id may be another's now.
+                Err((back, Code::RecipientGone)) => ticket = back,
+                Err((ticket, code)) => return ticket.settle(Outcome::Refused(code)),
+            }
+        }
+        course.forget();
+        let pushed = match self.registry.find(&message.to().id) {
+            Some(client) => client.push(&message, ticket).map(|()| client),
+            None => Err((ticket, Code::NoSuchClient)),
+        };
+        match pushed {
+            Ok(client) => course.last = Some(Last::Client(message.conversation, client)),
+            Err((ticket, code)) => {
+                let code = match code {
+                    // The client has left because the node shuts down, while a line that was read before had its turn.
+                    Code::NoSuchClient | Code::RecipientGone if self.draining.load(Ordering::Acquire) => {
+                        Code::ShuttingDown
+                    }
+                    code => code,
+                };
+                ticket.settle(Outcome::Refused(code));
+            }
         }
     }
 }
@@ -249,6 +296,7 @@ mod tests {
     use super::*;
     use crate::delivery::Bounds;
     use crate::message::{Settle, Tag};
+    use futures_util::FutureExt;
     use parking_lot::Mutex;
 
     #[derive(Default)]
@@ -277,6 +325,96 @@ mod tests {
         }
         let codes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
         assert_eq!(codes, [Code::NoSuchClient, Code::ShuttingDown].map(Outcome::Refused));
+    }
+
+    /// A client that takes what is for it until it is gone.
+    #[derive(Default)]
+    struct Client {
+        is_gone: AtomicBool,
+        taken: Mutex<Vec<Ticket>>,
+    }
+
+    impl Recipient for Client {
+        fn push(&self, _: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+            if self.is_gone.load(Ordering::Relaxed) {
+                return Err((ticket, Code::RecipientGone));
+            }
+            self.taken.lock().push(ticket);
+            Ok(())
+        }
+
+        fn yield_place(&self) {}
+    }
+
+    #[test]
+    fn where_a_message_went_the_next_goes_too_until_another_has_the_id() {
+        let router = Router::new("n:1".parse().unwrap());
+        let ends = Arc::new(Ends::default());
+        let mut course = Course::new();
+        let message = Message::example("n:1:a", "n:1:b", "x");
+        let mut number = 0;
+        let mut route = |message: &Message| {
+            let tag = Tag::prompt(number, 0);
+            number += 1;
+            let origin = Arc::<Ends>::clone(&ends);
+            assert!(
+                router
+                    .route(message.clone(), Ticket { origin, tag }, &mut course)
+                    .is_ok()
+            );
+        };
+        let come = |client: &Arc<Client>| {
+            let coming = router
+                .registry()
+                .register("b".parse().unwrap(), Arc::<Client>::clone(client));
+            coming.now_or_never().flatten().unwrap()
+        };
+        let (earlier, later) = (Arc::new(Client::default()), Arc::new(Client::default()));
+        let place = come(&earlier);
+        route(&message);
+        route(&message);
+        assert_eq!(earlier.taken.lock().len(), 2);
+        earlier.is_gone.store(true, Ordering::Relaxed);
+        drop(place);
+        route(&message);
+        let place = come(&later);
+        route(&message);
+        route(&Message::example("n:1:a", "n:1:c", "x"));
+        route(&message);
+        assert_eq!((earlier.taken.lock().len(), later.taken.lock().len()), (2, 2));
+        drop(place);
+        let refused = Outcome::Refused(Code::NoSuchClient);
+        let told = [2, 4].map(|number| (Tag::prompt(number, 0), refused));
+        assert_eq!(*ends.0.lock(), told);
+    }
+
+    #[test]
+    fn who_still_knows_a_link_that_is_forgotten_puts_nothing_into_it() {
+        let own: NodeName = "n:1".parse().unwrap();
+        let bounds = Bounds {
+            messages: 9,
+            bytes: 10_000,
+        };
+        let router = Router::new(own.clone());
+        let peer: NodeName = "n:2".parse().unwrap();
+        let link = router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, false).0);
+        let ends = Arc::new(Ends::default());
+        let mut course = Course::new();
+        let mut route = |number| {
+            let message = Message::example("n:1:a", "n:2:b", "x");
+            let tag = Tag::prompt(number, 0);
+            let origin = Arc::<Ends>::clone(&ends);
+            assert!(router.route(message, Ticket { origin, tag }, &mut course).is_ok());
+        };
+        route(0);
+        crate::message::settle_all(link.exchange().give_up(Code::NodeUnreachable));
+        router.retain_links(|link| !link.retire());
+        assert!(router.links().is_empty());
+        route(1);
+        assert!(link.exchange().is_idle());
+        let told = [(0, Code::NodeUnreachable), (1, Code::NoSuchNode)];
+        let told = told.map(|(number, code)| (Tag::prompt(number, 0), Outcome::Refused(code)));
+        assert_eq!(*ends.0.lock(), told);
     }
 
     #[test]

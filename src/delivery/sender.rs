@@ -279,6 +279,8 @@ impl<M, T> Sender<M, T> {
             }
             // Looking through a range costs as much as it is long.
             self.tell(last.saturating_sub(first).saturating_add(1))?;
+            self.settled
+                .reserve(self.unsettled.len().min((last.saturating_sub(first) + 1) as usize));
             let mut from = first;
             while let Some(number) = self.unsettled.first_in(from, last) {
                 self.end(number, Outcome::Delivered)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
@@ -31,7 +32,7 @@ use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
 use crate::phase::{Follow, Phase};
-use crate::router::Router;
+use crate::router::{Course, Router};
 use crate::sealed::hub::Hub;
 use crate::sealed::session::{self, OpenError};
 use crate::tls::credentials::{Credentials, NoGood, Role};
@@ -406,6 +407,7 @@ impl Supervisor {
         let handler = LinkHandler {
             link: Arc::clone(&self.link),
             router: Arc::clone(&self.context.router),
+            course: Mutex::new(Course::new()),
             path: path.clone(),
         };
         let carrying = {
@@ -483,11 +485,14 @@ impl Supervisor {
 struct LinkHandler {
     link: Arc<Link>,
     router: Arc<Router>,
+    /// Locked by those who take what has come, of which there is one at a time.
+    course: Mutex<Course>,
     path: Path,
 }
 
 impl Handler<Ticket> for LinkHandler {
     fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
+        let mut course = self.course.lock();
         for (number, message) in taken.drain(..) {
             let prompt = message.as_ref().map_or(true, |message| message.prompt);
             let ticket = Ticket {
@@ -499,7 +504,7 @@ impl Handler<Ticket> for LinkHandler {
                 },
             };
             match message {
-                Ok(message) => self.router.deliver_from_link(message, ticket),
+                Ok(message) => self.router.deliver_from_link(message, ticket, &mut course),
                 Err(code) => ticket.settle(Outcome::Refused(code)),
             }
         }

@@ -390,7 +390,7 @@ impl Settle for Session {
 }
 
 impl Recipient for Session {
-    fn push(&self, mut message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+    fn push(&self, message: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
         if self.closed.load(Ordering::SeqCst) {
             return Err((ticket, Code::RecipientGone));
         }
@@ -399,13 +399,16 @@ impl Recipient for Session {
         }
         self.restraint.busy();
         // The body may be a small slice of a large buffer, and this may keep it for long.
-        message.body = Bytes::copy_from_slice(&message.body);
+        let message = Message {
+            conversation: message.conversation.clone(),
+            body: Bytes::copy_from_slice(&message.body),
+            prompt: message.prompt,
+        };
         let pushed = self
             .exchange
             .submit(Instant::now(), message, ticket)
             .map_err(|(_, ticket)| (ticket, Code::RecipientFull));
-        // The session may have ended between the two, unless the registry held its place; then nobody else would end this
-        // message.
+        // The session may have ended between the two; then nobody else would end this message.
         if self.closed.load(Ordering::SeqCst) {
             settle_all(self.exchange.give_up(Code::RecipientGone));
         }

@@ -36,15 +36,12 @@ impl Addressee {
 
     /// Whether the link that the last message took has a backlog.
     pub(super) fn is_held(&self) -> bool {
-        self.course
-            .link
-            .as_ref()
-            .is_some_and(|link| link.exchange().is_behind())
+        self.course.link().is_some_and(|link| link.exchange().is_behind())
     }
 
     /// Gives way while that has more to send than it gets away.
     pub(super) async fn give_way(&self) {
-        if let Some(link) = &self.course.link {
+        if let Some(link) = self.course.link() {
             link.exchange().catch_up(self.is_alone(Instant::now())).await;
         }
     }

@@ -452,7 +452,7 @@ impl LineSession {
             conversation = Conversation::new(*from, to);
         }
         if !self.permit.may_send(conversation.to()) {
-            last.course.link = None;
+            last.course.forget();
             context.counters.bump(Counter::RefusedPermission);
             self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
             return None;
@@ -559,12 +559,12 @@ impl Settle for LineSession {
 }
 
 impl Recipient for LineSession {
-    fn push(&self, message: Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
+    fn push(&self, message: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)> {
         if !self.permit.may_receive() {
             return Err((ticket, Code::NotAllowed));
         }
         self.restraint.busy();
-        self.outbox.push(&message, ticket)
+        self.outbox.push(message, ticket)
     }
 
     fn yield_place(&self) {
