@@ -648,6 +648,11 @@ pub fn redis_answers(data: &[u8]) {
         }
         if let Some(mut slots) = Slots::read(answer, &from) {
             let masters = slots.masters();
+            // To look at all of them takes longer than all else, and most answers tell of none.
+            if masters.is_empty() {
+                assert_eq!(slots.owner(slot_of(data)), None);
+                continue;
+            }
             let owned = |slots: &Slots| (0..SLOTS).filter(|slot| slots.owner(*slot).is_some()).count();
             assert!((0..SLOTS).all(|slot| slots.owner(slot).is_none_or(|owner| masters.contains(owner))));
             let (slot, before) = (slot_of(data), owned(&slots));
