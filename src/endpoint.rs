@@ -214,8 +214,11 @@ pub(crate) fn endpoint(
         tracker: tracker.clone(),
         end: end.clone(),
     };
-    // Only sizes that are no packet's are refused.
-    let _ = config.max_udp_payload_size(LARGEST_PACKET);
+    // A node takes large packets. Room for 2,048 of them is had for each endpoint (of which memory is what comes in), which a
+    // client that gets none had better not have. Only sizes that are no packet's are refused.
+    if server.is_some() {
+        let _ = config.max_udp_payload_size(LARGEST_PACKET);
+    }
     Endpoint::new(config, server, socket, Arc::new(runtime))
 }
 

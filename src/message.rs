@@ -145,7 +145,7 @@ impl Tag {
 
 /// Where messages come from: told how each of them ended.
 ///
-/// Never called with a lock held, so it may take its own.
+/// Called with no lock held that one of those who are told may take, so it may take its own.
 pub(crate) trait Settle: Send + Sync {
     /// These messages have ended.
     fn settle(&self, ends: &[(Tag, Outcome)]);

@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
@@ -51,8 +51,11 @@ impl Way {
 
 /// When a message is passed on, and where the one before went: mostly it goes there, too.
 pub(crate) struct Course {
+    /// When the next message is passed on, where its sender is a client here.
     pub(crate) now: Instant,
     last: Option<Last>,
+    /// When a message last went another way than the one before.
+    turned: Option<Instant>,
 }
 
 /// Where a message went.
@@ -67,6 +70,7 @@ impl Course {
         Self {
             now: Instant::now(),
             last: None,
+            turned: None,
         }
     }
 
@@ -78,9 +82,28 @@ impl Course {
         }
     }
 
-    /// As if there had been none before.
-    pub(crate) fn forget(&mut self) {
-        self.last = None;
+    /// Whether no message has gone another way than the one before for so long.
+    pub(crate) fn is_straight(&self, for_so_long: Duration) -> bool {
+        self.turned
+            .is_none_or(|turned| self.now.duration_since(turned) > for_so_long)
+    }
+
+    /// Keeps no client alive: there may be no other message for long.
+    pub(crate) fn rest(&mut self) {
+        self.last.take_if(|last| matches!(last, Last::Client(..)));
+    }
+
+    /// A message went there; `None`: to a legacy server.
+    fn went(&mut self, to: Option<Last>) {
+        let turns = match (&self.last, &to) {
+            (None, _) | (Some(Last::Client(..)), Some(Last::Client(..))) => false,
+            (Some(Last::Link(before)), Some(Last::Link(now))) => !Arc::ptr_eq(before, now),
+            (Some(_), _) => true,
+        };
+        if turns {
+            self.turned = Some(self.now);
+        }
+        self.last = to;
     }
 }
 
@@ -190,7 +213,6 @@ impl Router {
     /// Passes on a message of a client here.
     pub(crate) fn route(&self, message: Message, ticket: Ticket, course: &mut Course) -> Result<(), Blocked> {
         if self.giving_up.load(Ordering::Acquire) {
-            course.forget();
             ticket.settle(Outcome::Refused(Code::ShuttingDown));
             return Ok(());
         }
@@ -209,12 +231,11 @@ impl Router {
             self.deliver(message, ticket, course);
             return Ok(());
         }
-        course.forget();
         let Some(link) = self.link(&message.to().node).filter(|link| self.is_way(link)) else {
-            return self.route_to_legacy(message, ticket);
+            return self.route_to_legacy(message, ticket, course);
         };
         match link.submit(course.now, message, ticket) {
-            Ok(()) => course.last = Some(Last::Link(link)),
+            Ok(()) => course.went(Some(Last::Link(link))),
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
             Err((message, ticket)) => {
@@ -232,12 +253,13 @@ impl Router {
     }
 
     /// Passes on a message for a node without a link.
-    fn route_to_legacy(&self, message: Message, ticket: Ticket) -> Result<(), Blocked> {
+    fn route_to_legacy(&self, message: Message, ticket: Ticket, course: &mut Course) -> Result<(), Blocked> {
         let Some(server) = self.legacy.get(&message.to().node) else {
             ticket.settle(Outcome::Refused(Code::NoSuchNode));
             return Ok(());
         };
         let Err((message, ticket)) = server.submit(message, ticket) else {
+            course.went(None);
             return Ok(());
         };
         match server.refusal() {
@@ -265,18 +287,17 @@ impl Router {
         {
             match client.push(&message, ticket) {
                 Ok(()) => return,
-                // Its id may be another's now.
-                Err((back, Code::RecipientGone)) => ticket = back,
-                Err((ticket, code)) => return ticket.settle(Outcome::Refused(code)),
+                // It may have left, and its id be another's now.
+                Err((back, _)) => ticket = back,
             }
+            course.last = None;
         }
-        course.forget();
         let pushed = match self.registry.find(&message.to().id) {
             Some(client) => client.push(&message, ticket).map(|()| client),
             None => Err((ticket, Code::NoSuchClient)),
         };
         match pushed {
-            Ok(client) => course.last = Some(Last::Client(message.conversation, client)),
+            Ok(client) => course.went(Some(Last::Client(message.conversation, client))),
             Err((ticket, code)) => {
                 let code = match code {
                     // The client has left because the node shuts down, while a line that was read before had its turn.
@@ -386,6 +407,45 @@ mod tests {
         let refused = Outcome::Refused(Code::NoSuchClient);
         let told = [2, 4].map(|number| (Tag::prompt(number, 0), refused));
         assert_eq!(*ends.0.lock(), told);
+    }
+
+    #[test]
+    fn who_writes_by_two_ways_in_turn_is_known_to() {
+        let own: NodeName = "n:1".parse().unwrap();
+        let bounds = Bounds {
+            messages: 99,
+            bytes: 100_000,
+        };
+        let router = Router::new(own.clone()).beside([LegacyNode::new("n:4".parse().unwrap(), bounds)]);
+        for peer in ["n:2", "n:3"] {
+            let peer: NodeName = peer.parse().unwrap();
+            router.link_or_insert(&peer, || Link::new(&own, peer.clone(), bounds, true).0);
+        }
+        let client = Arc::new(Client::default());
+        let coming = router
+            .registry()
+            .register("b".parse().unwrap(), Arc::<Client>::clone(&client));
+        let _place = coming.now_or_never().flatten().unwrap();
+        let ends = Arc::new(Ends::default());
+        let is_straight = |ways: &[&str]| {
+            let mut course = Course::new();
+            for to in ways {
+                let (tag, origin) = (Tag::prompt(0, 0), Arc::<Ends>::clone(&ends));
+                let message = Message::example("n:1:a", to, "x");
+                assert!(router.route(message, Ticket { origin, tag }, &mut course).is_ok());
+            }
+            let second = Duration::from_secs(1);
+            let is_straight = course.is_straight(second);
+            course.now += 2 * second;
+            assert!(course.is_straight(second));
+            is_straight
+        };
+        assert!(is_straight(&[]) && is_straight(&["n:1:b", "n:1:b"]) && is_straight(&["n:2:b", "n:2:c", "n:2:b"]));
+        // What went nowhere is no other way.
+        assert!(is_straight(&["n:2:b", "n:1:nobody", "n:9:b", "n:2:b"]));
+        for other in ["n:1:b", "n:3:b", "n:4:b"] {
+            assert!(!is_straight(&["n:2:b", other]), "{other}");
+        }
     }
 
     #[test]

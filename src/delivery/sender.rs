@@ -315,7 +315,7 @@ impl<M, T> Sender<M, T> {
             let since = self.lost_at.map_or(entry.submitted, |lost| lost.max(entry.submitted));
             let deadline = since + wait;
             if now < deadline {
-                // Numbers rise with time, so all behind it end later.
+                // Numbers rise with time, but for the moment that a sender's turn takes, so all behind it end later.
                 return Some(deadline);
             }
             let outcome = entry.given_up(Code::NodeUnreachable);

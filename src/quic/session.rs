@@ -149,6 +149,8 @@ impl Session {
     fn end(&self) {
         self.closed.store(true, Ordering::SeqCst);
         settle_all(self.exchange.give_up(Code::RecipientGone));
+        // Who wrote to it last may know it for a while: what it holds back is not to be kept as long.
+        self.exchange.disconnected(Instant::now());
         // Their tickets lead back to this session: it would keep itself for ever.
         let waiting = std::mem::take(&mut *self.waiting.lock());
         drop(waiting);

@@ -6,8 +6,12 @@ use crate::address::{Address, AddressError};
 use crate::message::Conversation;
 use crate::router::Course;
 
-/// A client that has written by one way alone for so long makes nobody else wait, as a rule, when that way is full.
-const ALONE_AFTER: Duration = Duration::from_secs(10);
+/// A client of which one read brings fewer lines than these is not what a link has its backlog from.
+const FEW: usize = 4;
+
+/// The next line of a client that has written by one way alone for so long, or since it came, is hardly for somebody by
+/// another.
+const STRAIGHT: Duration = Duration::from_secs(10);
 
 /// Whom the last message of a client was for: mostly the next is for the same, and neither is its address read again nor
 /// its way looked for.
@@ -15,8 +19,8 @@ const ALONE_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct Addressee {
     conversation: Option<Conversation>,
     pub(super) course: Course,
-    /// When it last wrote to another node than before.
-    turned: Option<Instant>,
+    /// How many lines the last read brought.
+    brought: usize,
 }
 
 impl Addressee {
@@ -25,13 +29,18 @@ impl Addressee {
         Self {
             conversation: None,
             course: Course::new(),
-            turned: None,
+            brought: 0,
         }
     }
 
     /// Time has passed since the last message.
     pub(super) fn look_at_the_clock(&mut self) {
         self.course.now = Instant::now();
+    }
+
+    /// One read brought so many lines.
+    pub(super) fn brought(&mut self, lines: usize) {
+        self.brought = lines;
     }
 
     /// Whether the link that the last message took has a backlog.
@@ -42,52 +51,21 @@ impl Addressee {
     /// Gives way while that has more to send than it gets away.
     pub(super) async fn give_way(&self) {
         if let Some(link) = self.course.link() {
-            link.exchange().catch_up(self.is_alone(Instant::now())).await;
+            link.exchange().catch_up(self.is_patient()).await;
         }
     }
 
-    /// Whether it has long written by one way alone.
-    fn is_alone(&self, now: Instant) -> bool {
-        self.turned
-            .is_none_or(|turned| now.duration_since(turned) > ALONE_AFTER)
+    /// Whether the client makes up the backlog, and makes nobody else wait when it waits.
+    fn is_patient(&self) -> bool {
+        self.brought >= FEW && self.course.is_straight(STRAIGHT)
     }
 
     /// The conversation of `from`, who is always the same, with whom this text is the address of.
     pub(super) fn conversation(&mut self, from: &Address, text: &str) -> Result<Conversation, AddressError> {
-        if let Some(last) = self.conversation.as_ref().filter(|last| last.to().is_written(text)) {
-            return Ok(last.clone());
-        }
-        let conversation = Conversation::new(from.clone(), text.parse()?);
-        let last = self.conversation.replace(conversation.clone());
-        if last.is_some_and(|last| last.to().node != conversation.to().node) {
-            self.turned = Some(self.course.now);
-        }
-        Ok(conversation)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_has_turned_from_one_node_to_another_is_not_alone_for_a_while() {
-        let from: Address = "n:1:a".parse().unwrap();
-        let mut last = Addressee::new();
-        let mut write = |to| {
-            last.look_at_the_clock();
-            let conversation = last.conversation(&from, to).unwrap();
-            assert_eq!(
-                (conversation.from(), conversation.to().to_string().as_str()),
-                (&from, to)
-            );
-            let now = last.course.now;
-            (last.is_alone(now), last.is_alone(now + 2 * ALONE_AFTER))
-        };
-        for to in ["n:2:b", "n:2:b", "n:2:c"] {
-            assert_eq!(write(to), (true, true));
-        }
-        assert_eq!(write("n:1:d"), (false, true));
-        assert_eq!(write("n:1:d"), (false, true));
+        Conversation::same_or(
+            &mut self.conversation,
+            |last| last.to().is_written(text),
+            || Ok(Conversation::new(from.clone(), text.parse()?)),
+        )
     }
 }

@@ -250,14 +250,13 @@ impl LineSession {
                 lines.furnish(context.buffers.take());
             }
             // A read that does not fill its buffer has emptied the system's: it is not asked once more.
-            match futures_util::poll!(pin!(reader.read_buf(lines.buffer()))) {
+            let read = match futures_util::poll!(pin!(reader.read_buf(lines.buffer()))) {
                 Poll::Ready(Ok(0)) => break,
-                Poll::Ready(Ok(read)) => {
-                    turn.bytes(read).await;
-                }
+                Poll::Ready(Ok(read)) => read,
                 Poll::Ready(Err(_)) => return Stop::Broken,
                 Poll::Pending => {
                     // Nothing is kept for a client that says nothing.
+                    last.course.rest();
                     if let Some(buffer) = lines.release() {
                         context.buffers.give_back(buffer);
                     }
@@ -282,7 +281,7 @@ impl LineSession {
                     }
                     continue;
                 }
-            }
+            };
             if first {
                 if let Some(text) = line::stranger(lines.pending()) {
                     context.counters.bump(Counter::EndedStranger);
@@ -293,17 +292,23 @@ impl LineSession {
             }
             let followed = Box::pin(self.follow_all(lines, &mut turn, &mut deadline, &mut last, context));
             match followed.await {
-                Ok(any) => first &= !any,
+                Ok(lines) => {
+                    first &= lines == 0;
+                    last.brought(lines);
+                }
                 Err(stop) => return stop,
             }
+            // Not before: who is called to go on has to have put in what it brings before the next one is.
+            turn.bytes(read).await;
         }
         if let Some(line) = lines.take_rest() {
+            last.look_at_the_clock();
             Box::pin(self.follow_line(line, &mut last, context)).await;
         }
         Stop::Eof
     }
 
-    /// Does what all whole lines say. Gives whether there were any.
+    /// Does what all whole lines say. Gives how many there were.
     pub(super) async fn follow_all(
         &self,
         lines: &mut Lines,
@@ -311,8 +316,8 @@ impl LineSession {
         deadline: &mut Deadline,
         last: &mut Addressee,
         context: &ClientContext,
-    ) -> Result<bool, Stop> {
-        let mut any = false;
+    ) -> Result<usize, Stop> {
+        let mut count = 0;
         last.look_at_the_clock();
         loop {
             match lines.next_line() {
@@ -326,19 +331,20 @@ impl LineSession {
                         last.look_at_the_clock();
                     }
                     if turn.is_over_after_item() {
+                        last.brought(count);
                         tokio::task::yield_now().await;
                         last.give_way().await;
                         last.look_at_the_clock();
                     }
                 }
-                Ok(None) => return Ok(any),
+                Ok(None) => return Ok(count),
                 Err(too_long) => {
                     context.counters.bump(Counter::EndedLongLine);
                     self.error(Code::TooLarge, &too_long.to_string());
                     return Err(Stop::Unfollowable);
                 }
             }
-            any = true;
+            count += 1;
         }
     }
 
@@ -391,6 +397,7 @@ impl LineSession {
             }
             Rest::Blocked(blocked) => context.route_once_free(blocked, &mut last.course).await,
         }
+        last.look_at_the_clock();
     }
 
     /// Whom a line is from that a legacy server passes on: it says so, and comes from where that server is. In a box, as
@@ -452,7 +459,6 @@ impl LineSession {
             conversation = Conversation::new(*from, to);
         }
         if !self.permit.may_send(conversation.to()) {
-            last.course.forget();
             context.counters.bump(Counter::RefusedPermission);
             self.answer(reply, Outcome::Refused(Code::NotAllowed), None);
             return None;
