@@ -194,7 +194,7 @@ pub(crate) fn settle_all(ends: impl IntoIterator<Item = (Ticket, Outcome)>) {
 pub(crate) trait Recipient: Send + Sync {
     /// Takes a message to be written to the client, or says why not and gives the ticket back.
     ///
-    /// One that has left says [`Code::RecipientGone`], however long ago that was.
+    /// One that has left takes nothing, however long ago that was: who remembers it looks for its successor then.
     fn push(&self, message: &Message, ticket: Ticket) -> Result<(), (Ticket, Code)>;
 
     /// Another connection has come for the client's id, which has the better right to it: this one is to end.
