@@ -76,7 +76,7 @@ TMPDIR="$temp" timeout --foreground "$limit" "$tools/trunkline-lab-peers" --trun
 run_pid=$!
 set +m
 wait "$run_pid" && failed=0 || failed=$?
-run_pid=""
+end_run
 ((failed != 124)) || die "not done within $limit s"
 
 if [[ -n "$out" ]] && ((failed == 0)); then

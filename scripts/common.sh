@@ -119,6 +119,12 @@ end_group() {
     kill -KILL -- "-$1" 2>/dev/null
 }
 
+# What led the process group of `run_pid` has ended, maybe because the system killed it: ends what it has left behind.
+end_run() {
+    end_group "$run_pid" || true
+    run_pid=""
+}
+
 # Has this script end with all that it starts: `run_pid` is a process group that is ended, `temp` a folder that is removed.
 own_what_runs() {
     run_pid=""

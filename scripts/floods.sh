@@ -35,7 +35,7 @@ TMPDIR="$temp" "$tools/trunkline-lab-floods" run --trunkline "${TRUNKLINE_BIN:-$
 run_pid=$!
 set +m
 wait "$run_pid" && failed=0 || failed=$?
-run_pid=""
+end_run
 
 if [[ -n "$document" && -s "$temp/table" ]] && ((failed == 0)); then
     write_figures "$document" "$temp/table" "$(facts)"

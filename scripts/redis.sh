@@ -35,7 +35,7 @@ TMPDIR="$temp" "$tools/trunkline-lab-redis" --trunkline "${TRUNKLINE_BIN:-$bin/t
 run_pid=$!
 set +m
 wait "$run_pid" && failed=0 || failed=$?
-run_pid=""
+end_run
 cat "$temp/table"
 
 if [[ -n "$document" ]] && ((failed == 0)); then

@@ -121,9 +121,10 @@ impl ClientContext {
     }
 
     /// Passes a message on; waits while the way it has to take is full.
-    pub(crate) async fn route(&self, message: Message, ticket: Ticket, course: &mut Course) {
-        if let Err(blocked) = self.router.route(message, ticket, course) {
-            self.route_once_free(blocked, course).await;
+    pub(crate) async fn route(&self, message: Message, ticket: Ticket) {
+        let mut course = Course::new();
+        if let Err(blocked) = self.router.route(message, ticket, &mut course) {
+            self.route_once_free(blocked, &mut course).await;
         }
     }
 
@@ -138,7 +139,7 @@ impl ClientContext {
                 Err(blocked) => blocked,
             };
             room.await;
-            course.now = std::time::Instant::now();
+            course.look_at_the_clock();
         }
     }
 }

@@ -52,7 +52,7 @@ impl Way {
 /// When a message is passed on, and where the one before went: mostly it goes there, too.
 pub(crate) struct Course {
     /// When the next message is passed on, where its sender is a client here.
-    pub(crate) now: Instant,
+    now: Instant,
     last: Option<Last>,
     /// When a message last went another way than the one before.
     turned: Option<Instant>,
@@ -72,6 +72,11 @@ impl Course {
             last: None,
             turned: None,
         }
+    }
+
+    /// Time has passed since the one before.
+    pub(crate) fn look_at_the_clock(&mut self) {
+        self.now = Instant::now();
     }
 
     /// The link that the one before took, if it took one.
@@ -323,6 +328,15 @@ mod tests {
     #[derive(Default)]
     struct Ends(Mutex<Vec<(Tag, Outcome)>>);
 
+    impl Ends {
+        /// A ticket of a message, by its number, of which the end is noted here.
+        fn ticket(self: &Arc<Self>, number: u64) -> Ticket {
+            let origin = Arc::<Self>::clone(self);
+            let tag = Tag::prompt(number, 0);
+            Ticket { origin, tag }
+        }
+    }
+
     impl Settle for Ends {
         fn settle(&self, ends: &[(Tag, Outcome)]) {
             self.0.lock().extend_from_slice(ends);
@@ -335,13 +349,8 @@ mod tests {
         let ends = Arc::new(Ends::default());
         for number in 0..2 {
             let message = Message::example("n:1:a", "n:1:b", "x");
-            let tag = Tag::prompt(number, 0);
-            let origin = Arc::<Ends>::clone(&ends);
-            assert!(
-                router
-                    .route(message, Ticket { origin, tag }, &mut Course::new())
-                    .is_ok()
-            );
+            let ticket = ends.ticket(number);
+            assert!(router.route(message, ticket, &mut Course::new()).is_ok());
             router.drain();
         }
         let codes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
@@ -375,14 +384,9 @@ mod tests {
         let message = Message::example("n:1:a", "n:1:b", "x");
         let mut number = 0;
         let mut route = |message: &Message| {
-            let tag = Tag::prompt(number, 0);
+            let ticket = ends.ticket(number);
             number += 1;
-            let origin = Arc::<Ends>::clone(&ends);
-            assert!(
-                router
-                    .route(message.clone(), Ticket { origin, tag }, &mut course)
-                    .is_ok()
-            );
+            assert!(router.route(message.clone(), ticket, &mut course).is_ok());
         };
         let come = |client: &Arc<Client>| {
             let coming = router
@@ -430,9 +434,8 @@ mod tests {
         let is_straight = |ways: &[&str]| {
             let mut course = Course::new();
             for to in ways {
-                let (tag, origin) = (Tag::prompt(0, 0), Arc::<Ends>::clone(&ends));
                 let message = Message::example("n:1:a", to, "x");
-                assert!(router.route(message, Ticket { origin, tag }, &mut course).is_ok());
+                assert!(router.route(message, ends.ticket(0), &mut course).is_ok());
             }
             let second = Duration::from_secs(1);
             let is_straight = course.is_straight(second);
@@ -462,9 +465,8 @@ mod tests {
         let mut course = Course::new();
         let mut route = |number| {
             let message = Message::example("n:1:a", "n:2:b", "x");
-            let tag = Tag::prompt(number, 0);
-            let origin = Arc::<Ends>::clone(&ends);
-            assert!(router.route(message, Ticket { origin, tag }, &mut course).is_ok());
+            let ticket = ends.ticket(number);
+            assert!(router.route(message, ticket, &mut course).is_ok());
         };
         route(0);
         crate::message::settle_all(link.exchange().give_up(Code::NodeUnreachable));
@@ -491,13 +493,8 @@ mod tests {
         router.give_up();
         for (number, to) in [(0, "n:1:b"), (1, "n:2:b")] {
             let message = Message::example("n:1:a", to, "x");
-            let tag = Tag::prompt(number, 0);
-            let origin = Arc::<Ends>::clone(&ends);
-            assert!(
-                router
-                    .route(message, Ticket { origin, tag }, &mut Course::new())
-                    .is_ok()
-            );
+            let ticket = ends.ticket(number);
+            assert!(router.route(message, ticket, &mut Course::new()).is_ok());
         }
         let outcomes: Vec<_> = ends.0.lock().iter().map(|(_, outcome)| *outcome).collect();
         assert_eq!(outcomes, [Outcome::Refused(Code::ShuttingDown); 2]);
@@ -551,10 +548,7 @@ mod tests {
         });
         links[2].prove();
         let ends = Arc::new(Ends::default());
-        let ticket = Ticket {
-            origin: Arc::<Ends>::clone(&ends),
-            tag: Tag::prompt(0, 0),
-        };
+        let ticket = ends.ticket(0);
         let message = Message::example("n:1:a", &format!("{written_to}:b"), "x");
         assert!(router.route(message, ticket, &mut Course::new()).is_ok());
         router.retain_links(|link| !link.retire());
@@ -575,9 +569,8 @@ mod tests {
         let ends = Arc::new(Ends::default());
         let route = |number| {
             let message = Message::example("n:1:a", "n:2:b", "x");
-            let tag = Tag::prompt(number, 0);
-            let origin = Arc::<Ends>::clone(&ends);
-            router.route(message, Ticket { origin, tag }, &mut Course::new())
+            let ticket = ends.ticket(number);
+            router.route(message, ticket, &mut Course::new())
         };
         assert!(route(0).is_ok());
         assert!(matches!(
@@ -608,13 +601,8 @@ mod tests {
         let ends = Arc::new(Ends::default());
         for number in 0..2 {
             let message = Message::example("n:1:a", "n:2:b", "x");
-            let tag = Tag::prompt(number, 0);
-            let origin = Arc::<Ends>::clone(&ends);
-            assert!(
-                router
-                    .route(message, Ticket { origin, tag }, &mut Course::new())
-                    .is_ok()
-            );
+            let ticket = ends.ticket(number);
+            assert!(router.route(message, ticket, &mut Course::new()).is_ok());
         }
         let refused = Tag::prompt(1, 0);
         assert_eq!(*ends.0.lock(), [(refused, Outcome::Refused(Code::NodeUnreachable))]);

@@ -329,7 +329,7 @@ impl Session {
                     if !passed {
                         self.restraint.hold(message.body.len(), &context.phase).await;
                     }
-                    context.route(message, ticket, &mut Course::new()).await;
+                    context.route(message, ticket).await;
                     turn.item().await;
                 }
                 None => self.waits.notified().await,

@@ -1,6 +1,6 @@
 //! Whom a legacy client's last message was for.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::address::{Address, AddressError};
 use crate::message::Conversation;
@@ -35,7 +35,7 @@ impl Addressee {
 
     /// Time has passed since the last message.
     pub(super) fn look_at_the_clock(&mut self) {
-        self.course.now = Instant::now();
+        self.course.look_at_the_clock();
     }
 
     /// One read brought so many lines.
