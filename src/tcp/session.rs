@@ -141,7 +141,10 @@ pub(super) async fn serve(
     drop(registration);
     settle_all(session.outbox.close());
     match stop {
-        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced | Stop::Over) => linger(socket).await,
+        Ok(Stop::Unfollowable | Stop::Draining | Stop::Replaced | Stop::Over) => {
+            lines.discard();
+            linger(socket).await;
+        }
         Ok(Stop::Eof | Stop::Broken) => {}
         Err(error) => debug!(client = %session.address, "gone: {error}"),
     }

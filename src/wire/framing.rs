@@ -27,6 +27,8 @@ pub(crate) struct Lines {
     limit: usize,
     /// How much room to make for the next read.
     read: usize,
+    /// There was a line over the limit.
+    unfollowable: bool,
 }
 
 /// A line is longer than the limit. Where the next one starts is not known, so there is nothing more to be had.
@@ -46,6 +48,7 @@ impl Lines {
             scanned: 0,
             limit,
             read: READ_MIN,
+            unfollowable: false,
         }
     }
 
@@ -73,14 +76,17 @@ impl Lines {
     /// The next whole line, without its end. `None`: more bytes are needed.
     ///
     /// One `\r` before the `\n` belongs to the line end; any other is data. A line over the limit is an error as
-    /// soon as that is known, and stays one.
+    /// soon as that is known, and stays one; what was read of it is given up at once, not when its sender is gone.
     pub(crate) fn next_line(&mut self) -> Result<Option<&[u8]>, TooLong> {
+        if self.unfollowable {
+            return Err(TooLong { limit: self.limit });
+        }
         let start = self.start;
         let Some(found) = memchr(b'\n', self.buf.get(self.scanned..).unwrap_or_default()) else {
             self.scanned = self.buf.len();
             let line = without_cr(self.pending());
             return if line.len() > self.limit {
-                Err(TooLong { limit: self.limit })
+                Err(self.too_long())
             } else {
                 Ok(None)
             };
@@ -88,12 +94,26 @@ impl Lines {
         let end = self.scanned + found;
         let line = without_cr(self.buf.get(start..end).unwrap_or_default());
         if line.len() > self.limit {
-            self.scanned = end;
-            return Err(TooLong { limit: self.limit });
+            return Err(self.too_long());
         }
         self.start = end + 1;
         self.scanned = end + 1;
-        Ok(Some(line))
+        // Found again, as what was lent must not be given up: the borrow checker does not see that it is not.
+        Ok(Some(without_cr(self.buf.get(start..end).unwrap_or_default())))
+    }
+
+    /// There is nothing more to be had.
+    fn too_long(&mut self) -> TooLong {
+        self.discard();
+        self.unfollowable = true;
+        TooLong { limit: self.limit }
+    }
+
+    /// Throws away what was read and not lent, and gives the memory back.
+    pub(crate) fn discard(&mut self) {
+        self.buf = Vec::new();
+        self.start = 0;
+        self.scanned = 0;
     }
 
     /// At the end of the stream, when [`next_line`](Self::next_line) has no more: the last line, which lacks its end.
@@ -288,6 +308,7 @@ mod tests {
                     end => {
                         prop_assert_eq!(end, Err(TooLong { limit }));
                         prop_assert!(length > limit);
+                        prop_assert!(lines.is_bare(), "what can't be followed is not kept");
                         break;
                     }
                 }
