@@ -13,6 +13,7 @@ use crate::admission::{Full, Place, Places, Source};
 use crate::buffers::Buffers;
 use crate::config::{ClientRule, Limits, Rate};
 use crate::counters::{Counter, Counters};
+use crate::course::Course;
 use crate::keyring::Keyring;
 use crate::message::{Message, Ticket};
 use crate::misses::Misses;
@@ -20,7 +21,7 @@ use crate::network::{Network, may_connect};
 use crate::permission::{Login, Rates};
 use crate::phase::Follow;
 use crate::restraint::Restraint;
-use crate::router::{Blocked, Course, Router};
+use crate::router::{Blocked, Router};
 use crate::tls::credentials::Credentials;
 
 /// A login is refused this long after its token came, whatever is wrong with it: how long the judging took tells nothing,

@@ -58,9 +58,9 @@ const GREETING_STREAMS: u32 = 128;
 /// The same for a client: about 61 KiB a connection, 2,500 messages a second at 50 ms.
 const CLIENT_STREAMS: u32 = 128;
 
-/// How many packets of a link are acknowledged at once, and how long the first of them waits for that; one that comes out of
-/// order, as behind a lost one, is acknowledged at once. Where messages come one by one an acknowledgement costs as much as a
-/// message.
+/// How many packets are acknowledged at once, by a peer that knows how to be asked for that, and how long the first of them
+/// waits for others; one that comes out of order, as behind a lost one, is acknowledged at once. Where messages come one by
+/// one an acknowledgement costs as much as a message.
 const ACK_EVERY: u32 = 8;
 const ACK_DELAY: Duration = Duration::from_millis(10);
 
@@ -91,6 +91,10 @@ const PENDING_BYTES_TOTAL: u64 = 8 << 20;
 
 fn transport(streams: u32, max_message: usize, window: u32, idle: Duration, congestion: Congestion) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(ACK_EVERY.into())
+        .reordering_threshold(1u32.into())
+        .max_ack_delay(Some(ACK_DELAY));
     // A stream must never wait for its own window while the connection has room: a whole message and its header.
     let stream_window = u32::try_from(max_message).unwrap_or(u32::MAX).saturating_add(16 * 1024);
     transport
@@ -105,6 +109,7 @@ fn transport(streams: u32, max_message: usize, window: u32, idle: Duration, cong
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(idle_timeout(idle)))
         .initial_rtt(INITIAL_RTT)
+        .ack_frequency_config(Some(acks))
         .allow_spin(false)
         .congestion_controller_factory(controllers(congestion));
     transport
@@ -125,10 +130,6 @@ fn large_packets() -> MtuDiscoveryConfig {
 
 fn link_transport(limits: &Limits, congestion: Congestion) -> Arc<TransportConfig> {
     let mut transport = transport(GREETING_STREAMS, limits.max_message, LINK_WINDOW, LINK_IDLE, congestion);
-    let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(ACK_EVERY.into())
-        .max_ack_delay(Some(ACK_DELAY));
-    transport.ack_frequency_config(Some(acks));
     transport.mtu_discovery_config(Some(large_packets()));
     Arc::new(transport)
 }

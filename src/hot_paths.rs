@@ -22,13 +22,13 @@ use rand::seq::SliceRandom;
 
 use crate::address::{Address, ClientId, NodeName};
 use crate::carrier::{COPIED, Codec, Frame};
+use crate::course::Course;
 use crate::delivery::{Bounds, Confirm, Control, Endpoint, RangeSet, Report, Taken};
 use crate::exchange::{Exchange, Incoming};
 use crate::link::{Link, LinkCodec};
 use crate::message::{Conversation, Message, Recipient, Settle, Tag, Ticket, settle_all};
 use crate::outcome::{Code, Outcome};
 use crate::registry::{Registration, Registry};
-use crate::router::Course;
 use crate::tcp::bare::{BareNode, BareSession};
 use crate::wire::escape::escape_into;
 use crate::wire::line::{self, Format};

@@ -51,6 +51,7 @@ mod clients;
 pub mod config;
 mod congestion;
 mod counters;
+mod course;
 mod delivery;
 mod descriptors;
 mod endpoint;

@@ -4,20 +4,19 @@
 //! One hop, no loops: what comes from a link or a legacy server goes to a client here or nowhere.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use foldhash::quality::RandomState;
 use tokio::sync::futures::Notified;
 
 use crate::address::NodeName;
+use crate::course::{Course, Last};
 use crate::legacy::LegacyNode;
 use crate::link::Link;
-use crate::message::{Conversation, Message, Recipient, Ticket};
+use crate::message::{Message, Ticket};
 use crate::outcome::{Code, Outcome};
 use crate::registry::Registry;
 
@@ -46,77 +45,6 @@ impl Way {
             Self::Link(link) => link.exchange().room(),
             Self::Legacy(server) => server.room(),
         }
-    }
-}
-
-/// When a message is passed on, and where the one before went: mostly it goes there, too.
-pub(crate) struct Course {
-    /// When the next message is passed on, where its sender is a client here.
-    now: Instant,
-    last: Option<Last>,
-    /// When a message last went another way than the one before.
-    turned: Option<Instant>,
-}
-
-/// Where a message went.
-enum Last {
-    Link(Arc<Link>),
-    Client(Conversation, Arc<dyn Recipient>),
-}
-
-impl Course {
-    /// There was none before.
-    pub(crate) fn new() -> Self {
-        Self {
-            now: Instant::now(),
-            last: None,
-            turned: None,
-        }
-    }
-
-    /// Time has passed since the one before.
-    pub(crate) fn look_at_the_clock(&mut self) {
-        self.now = Instant::now();
-    }
-
-    /// The link that the one before took, if it took one.
-    pub(crate) fn link(&self) -> Option<&Link> {
-        match &self.last {
-            Some(Last::Link(link)) => Some(link),
-            Some(Last::Client(..)) | None => None,
-        }
-    }
-
-    /// Whether no message has gone another way than the one before for so long.
-    pub(crate) fn is_straight(&self, for_so_long: Duration) -> bool {
-        self.turned
-            .is_none_or(|turned| self.now.duration_since(turned) > for_so_long)
-    }
-
-    /// Keeps no client alive: there may be no other message for long.
-    pub(crate) fn rest(&mut self) {
-        self.last.take_if(|last| matches!(last, Last::Client(..)));
-    }
-
-    /// A message went there; `None`: to a legacy server.
-    fn went(&mut self, to: Option<Last>) {
-        let turns = match (&self.last, &to) {
-            (None, _) | (Some(Last::Client(..)), Some(Last::Client(..))) => false,
-            (Some(Last::Link(before)), Some(Last::Link(now))) => !Arc::ptr_eq(before, now),
-            (Some(_), _) => true,
-        };
-        if turns {
-            self.turned = Some(self.now);
-        }
-        self.last = to;
-    }
-}
-
-impl fmt::Debug for Course {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Course")
-            .field("link", &self.link())
-            .finish_non_exhaustive()
     }
 }
 
@@ -227,7 +155,7 @@ impl Router {
             && self.is_way(link)
         {
             // It may have been forgotten since, and then has no room.
-            match link.submit(course.now, message, ticket) {
+            match link.submit(course.now(), message, ticket) {
                 Ok(()) => return Ok(()),
                 Err(back) => (message, ticket) = back,
             }
@@ -239,7 +167,7 @@ impl Router {
         let Some(link) = self.link(&message.to().node).filter(|link| self.is_way(link)) else {
             return self.route_to_legacy(message, ticket, course);
         };
-        match link.submit(course.now, message, ticket) {
+        match link.submit(course.now(), message, ticket) {
             Ok(()) => course.went(Some(Last::Link(link))),
             // To wait for a node that is away would hold up all else that the sender has to say.
             Err((_, ticket)) if !link.is_up() => ticket.settle(Outcome::Refused(Code::NodeUnreachable)),
@@ -287,15 +215,13 @@ impl Router {
     }
 
     fn deliver(&self, message: Message, mut ticket: Ticket, course: &mut Course) {
-        if let Some(Last::Client(conversation, client)) = &course.last
-            && conversation.is(&message.conversation)
-        {
+        if let Some(client) = course.client(&message.conversation) {
             match client.push(&message, ticket) {
                 Ok(()) => return,
                 // It may have left, and its id be another's now.
                 Err((back, _)) => ticket = back,
             }
-            course.last = None;
+            course.rest();
         }
         let pushed = match self.registry.find(&message.to().id) {
             Some(client) => client.push(&message, ticket).map(|()| client),
@@ -321,9 +247,10 @@ impl Router {
 mod tests {
     use super::*;
     use crate::delivery::Bounds;
-    use crate::message::{Settle, Tag};
+    use crate::message::{Recipient, Settle, Tag};
     use futures_util::FutureExt;
     use parking_lot::Mutex;
+    use std::time::Duration;
 
     #[derive(Default)]
     struct Ends(Mutex<Vec<(Tag, Outcome)>>);
@@ -439,7 +366,7 @@ mod tests {
             }
             let second = Duration::from_secs(1);
             let is_straight = course.is_straight(second);
-            course.now += 2 * second;
+            course.time_is(course.now() + 2 * second);
             assert!(course.is_straight(second));
             is_straight
         };

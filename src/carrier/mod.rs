@@ -56,6 +56,17 @@ pub(crate) trait Handler<T>: Sync {
     /// Passes on all messages that were taken, in this order.
     fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>);
 
+    /// What comes next is taken now: time has passed since what came before.
+    fn begins(&self, _now: Instant) {}
+
+    /// There is no more to be taken now.
+    fn rests(&self) {}
+
+    /// Waits while what was taken last makes up a backlog, but not for long. `count`: how many came at once. Cancel safe.
+    fn give_way(&self, _count: usize) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Messages that were submitted have ended.
     fn settled(&self, settled: Settled<T>);
 
@@ -190,6 +201,8 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         let mut taken = Vec::new();
         // Nothing was taken since the other tasks had their turns, or since there was something to wait for.
         let mut anew = true;
+        // How many there were since.
+        let mut count = 0;
         loop {
             let mut accepting = pin!(self.connection.accept_uni());
             // In this order: what comes in pieces came first.
@@ -204,6 +217,10 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 Some(next) => next,
                 None => {
                     anew = true;
+                    self.handler.rests();
+                    if count > 0 {
+                        self.handler.give_way(std::mem::take(&mut count)).await;
+                    }
                     tokio::select! {
                         Some(arrived) = reads.next() => Next::Arrived(arrived),
                         accepted = accepting => Next::Accepted(accepted),
@@ -226,13 +243,19 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
             };
             let Arrived { number, after, message } = arrived;
             if std::mem::take(&mut anew) {
-                self.heard.touch(Instant::now());
+                let now = Instant::now();
+                self.heard.touch(now);
+                self.handler.begins(now);
             }
             let incarnation = self.exchange.message(number, after, message, &mut taken)?;
             if !taken.is_empty() {
                 self.handler.taken(incarnation, &mut taken);
             }
+            count += 1;
             anew = turn.item().await;
+            if anew {
+                self.handler.give_way(std::mem::take(&mut count)).await;
+            }
         }
     }
 

@@ -145,7 +145,9 @@ impl<T: Send, C: Codec, H: Handler<T>> PacketCarrier<'_, T, C, H> {
         let mut turn = self.turn.clone();
         let mut taken = Vec::new();
         loop {
-            self.heard.touch(Instant::now());
+            let now = Instant::now();
+            self.heard.touch(now);
+            self.handler.begins(now);
             while let Some(item) = packet::next_item(&mut items).map_err(Malformed::new)? {
                 match item {
                     Item::Message(bytes) => {
@@ -169,6 +171,7 @@ impl<T: Send, C: Codec, H: Handler<T>> PacketCarrier<'_, T, C, H> {
                 }
                 turn.item().await;
             }
+            self.handler.rests();
             items = incoming.next().await?;
         }
     }

@@ -19,7 +19,7 @@ use crate::exchange::{Incoming, Settled};
 use crate::message::{Conversation, Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::turn::Turn;
-use crate::wire::client::{self as wire, FromClient, FromNode, Header, Receipt as ReceiptLine, ResumeOffer};
+use crate::wire::client::{self as wire, FromClient, FromNode, Receipt as ReceiptLine, ResumeOffer};
 
 /// Carries messages over one connection after the other, until the client or the node has left, or the session is no
 /// more.
@@ -186,7 +186,7 @@ impl Codec for ClientCodec {
         let line = wire::split_header(&mut stream)
             .map_err(Malformed::new)?
             .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
-        let header: Header<'_> = wire::read_object(&line).map_err(Malformed::new)?;
+        let header = wire::read_header(&line).map_err(Malformed::new)?;
         let from = header
             .from
             .ok_or_else(|| Malformed::new("a message without a sender"))?;

@@ -5,6 +5,7 @@
 mod carry;
 mod way;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -89,6 +90,8 @@ struct Shared {
     endpoint: Mutex<Endpoint>,
     exchange: Exchange<usize>,
     flow: Mutex<Flow<Reply>>,
+    /// That of the message that was sent last.
+    conversation: Mutex<Option<Conversation>>,
     /// A message has ended, or the connection, or another has come.
     ended: Notify,
     /// What `receive` gives. As many messages as the node lets be under way to a client: it is told that one was taken
@@ -415,6 +418,7 @@ impl Client {
             endpoint: Mutex::new(endpoint),
             exchange: Exchange::new(outgoing, incoming),
             flow: Mutex::new(Flow::new(welcome.window)),
+            conversation: Mutex::default(),
             ended: Notify::new(),
             events: Mutex::new(Some(events)),
             renewal: Mutex::new(None),
@@ -590,8 +594,13 @@ impl Shared {
                 limit: self.max_message,
             });
         }
+        let Ok(conversation) = Conversation::same_or(
+            &mut self.conversation.lock(),
+            |last| last.to() == to,
+            || Ok::<_, Infallible>(Conversation::new(self.address.clone(), to.clone())),
+        );
         let message = Message {
-            conversation: Conversation::new(self.address.clone(), to.clone()),
+            conversation,
             body,
             prompt: true,
         };

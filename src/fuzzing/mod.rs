@@ -324,8 +324,14 @@ pub fn client_header(data: &[u8]) {
     assert_eq!([&line[..], b"\n", &stream].concat(), data);
     assert!(matches!(client::split_header(&mut line.clone()), Ok(None)));
 
-    let from_client = client::read_object::<client::HeaderFromClient<'_>>(&line);
-    let Ok(header) = client::read_object::<client::Header<'_>>(&line) else {
+    let from_client = client::read_header_from_client(&line);
+    let header = client::read_header(&line);
+    // Whichever way they were read.
+    let by_serde = client::read_object::<client::Header<'_>>(&line);
+    assert_eq!(header.as_ref().ok(), by_serde.as_ref().ok());
+    let by_serde = client::read_object::<client::HeaderFromClient<'_>>(&line);
+    assert_eq!(from_client.as_ref().ok(), by_serde.as_ref().ok());
+    let Ok(header) = header else {
         return;
     };
     // Whatever is claimed to be its sender.
@@ -343,7 +349,8 @@ pub fn client_header(data: &[u8]) {
     let mut again = out.freeze();
     let line = client::split_header(&mut again).unwrap().unwrap();
     assert!(again.is_empty());
-    let again: client::Header<'_> = client::read_object(&line).unwrap();
+    let again = client::read_header(&line).unwrap();
+    assert_eq!(again, client::read_object(&line).unwrap());
     assert_eq!((again.id, again.after), (header.id, header.after));
     assert_eq!(again.from.map(|from| from.parse()), from.map(Ok));
     assert_eq!(again.to.parse(), Ok(to));

@@ -26,13 +26,14 @@ use crate::backoff::Backoff;
 use crate::carrier::{Ended, Handler, Heard, Liveness, close};
 use crate::config::{Congestion, Limits};
 use crate::counters::Counters;
+use crate::course::Course;
 use crate::delivery::Taken;
 use crate::endpoint;
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
 use crate::phase::{Follow, Phase};
-use crate::router::{Course, Router};
+use crate::router::Router;
 use crate::sealed::hub::Hub;
 use crate::sealed::session::{self, OpenError};
 use crate::tls::credentials::{Credentials, NoGood, Role};
@@ -508,6 +509,14 @@ impl Handler<Ticket> for LinkHandler {
                 Err(code) => ticket.settle(Outcome::Refused(code)),
             }
         }
+    }
+
+    fn begins(&self, now: Instant) {
+        self.course.lock().time_is(now);
+    }
+
+    fn rests(&self) {
+        self.course.lock().rest();
     }
 
     fn settled(&self, settled: Settled<Ticket>) {

@@ -8,7 +8,7 @@ use crate::carrier::{Arrived, Codec, Frame, Malformed};
 use crate::delivery::Control;
 use crate::message::{Conversation, Message};
 use crate::outcome::Code;
-use crate::wire::client::{self as wire, FromClient, FromNode, HeaderFromClient, Receipt};
+use crate::wire::client::{self as wire, FromClient, FromNode, Receipt};
 
 /// Bodies below this size do not fill the memory they come in.
 const SMALL_BODY: usize = 32 * 1024;
@@ -54,7 +54,7 @@ impl Codec for NodeCodec {
         let line = wire::split_header(&mut stream)
             .map_err(Malformed::new)?
             .ok_or_else(|| Malformed::new(wire::Malformed::NoHeader))?;
-        let header: HeaderFromClient<'_> = wire::read_object(&line).map_err(Malformed::new)?;
+        let header = wire::read_header_from_client(&line).map_err(Malformed::new)?;
         let conversation = Conversation::same_or(
             &mut self.last.lock(),
             |last| last.to().is_written(&header.to),

@@ -22,6 +22,7 @@ use crate::carrier::{CONTROL_PRIORITY, Carrier, Ended, Frame, Handler, Heard, Ma
 use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::Counter;
+use crate::course::Course;
 use crate::delivery::{Bounds, Taken};
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::flow::Flow;
@@ -30,7 +31,7 @@ use crate::message::{MESSAGE_OVERHEAD, Message, Recipient, Settle, Tag, Ticket, 
 use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
 use crate::restraint::Restraint;
-use crate::router::{Blocked, Course};
+use crate::router::Blocked;
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromNode, ResumeOffer, Token, Welcome};
 
@@ -242,6 +243,7 @@ impl Session {
             session: self,
             connection: &connection,
             context,
+            course: Mutex::new(Course::new()),
             logins: Mutex::default(),
             shown: Notify::new(),
         };
@@ -427,6 +429,8 @@ struct SessionHandler<'a> {
     session: &'a Session,
     connection: &'a Connection,
     context: &'a ClientContext,
+    /// Locked by those who take what has come, of which there is one at a time.
+    course: Mutex<Course>,
     logins: Mutex<Logins>,
     /// There is a token in `logins`, or what was told made room.
     shown: Notify,
@@ -473,7 +477,7 @@ impl SessionHandler<'_> {
         }
     }
 
-    fn pass_on(&self, tag: Tag, message: Message) {
+    fn pass_on(&self, tag: Tag, message: Message, course: &mut Course) {
         let session = self.session;
         if !session.permit.may_send(message.to()) {
             self.context.counters.bump(Counter::RefusedPermission);
@@ -507,11 +511,13 @@ impl SessionHandler<'_> {
                 passed: false,
             });
             drop(waiting);
+            // Where it goes is not known here: it is no reason to give way to a link.
+            course.went(None);
             session.waits.notify_one();
             return;
         }
         drop(waiting);
-        if let Err(Blocked { message, ticket, .. }) = self.context.router.route(message, ticket, &mut Course::new()) {
+        if let Err(Blocked { message, ticket, .. }) = self.context.router.route(message, ticket, course) {
             session.waiting.lock().queue.push_back(Waits {
                 message,
                 ticket,
@@ -524,6 +530,7 @@ impl SessionHandler<'_> {
 
 impl Handler<Ticket> for SessionHandler<'_> {
     fn taken(&self, incarnation: u32, taken: &mut Vec<Taken<Incoming>>) {
+        let mut course = self.course.lock();
         for (number, incoming) in taken.drain(..) {
             let tag = Tag::prompt(number, incarnation);
             match incoming {
@@ -532,9 +539,32 @@ impl Handler<Ticket> for SessionHandler<'_> {
                         .exchange
                         .finish(&[(tag, Outcome::Refused(Code::ShuttingDown))]);
                 }
-                Ok(message) => self.pass_on(tag, message),
+                Ok(message) => self.pass_on(tag, message, &mut course),
                 Err(code) => self.session.exchange.finish(&[(tag, Outcome::Refused(code))]),
             }
+        }
+    }
+
+    fn begins(&self, now: Instant) {
+        self.course.lock().time_is(now);
+    }
+
+    fn rests(&self) {
+        self.course.lock().rest();
+    }
+
+    async fn give_way(&self, count: usize) {
+        let backlog = self.course.lock().backlog(count);
+        if let Some(backlog) = backlog {
+            let give_way = async {
+                tokio::select! {
+                    () = backlog.give_way() => {}
+                    // What it has sent is to be answered now.
+                    () = self.context.phase.reached(Phase::Draining) => {}
+                }
+            };
+            // On the heap: a client that is not held is not to have room for it.
+            Box::pin(give_way).await;
         }
     }
 

@@ -1,17 +1,8 @@
 //! Whom a legacy client's last message was for.
 
-use std::time::Duration;
-
 use crate::address::{Address, AddressError};
+use crate::course::{Backlog, Course};
 use crate::message::Conversation;
-use crate::router::Course;
-
-/// A client of which one read brings fewer lines than these is not what a link has its backlog from.
-const FEW: usize = 4;
-
-/// The next line of a client that has written by one way alone for so long, or since it came, is hardly for somebody by
-/// another.
-const STRAIGHT: Duration = Duration::from_secs(10);
 
 /// Whom the last message of a client was for: mostly the next is for the same, and neither is its address read again nor
 /// its way looked for.
@@ -43,21 +34,9 @@ impl Addressee {
         self.brought = lines;
     }
 
-    /// Whether the link that the last message took has a backlog.
-    pub(super) fn is_held(&self) -> bool {
-        self.course.link().is_some_and(|link| link.exchange().is_behind())
-    }
-
-    /// Gives way while that has more to send than it gets away.
-    pub(super) async fn give_way(&self) {
-        if let Some(link) = self.course.link() {
-            link.exchange().catch_up(self.is_patient()).await;
-        }
-    }
-
-    /// Whether the client makes up the backlog, and makes nobody else wait when it waits.
-    fn is_patient(&self) -> bool {
-        self.brought >= FEW && self.course.is_straight(STRAIGHT)
+    /// That of the link that the last message took.
+    pub(super) fn backlog(&self) -> Option<Backlog> {
+        self.course.backlog(self.brought)
     }
 
     /// The conversation of `from`, who is always the same, with whom this text is the address of.

@@ -28,6 +28,7 @@ use super::writer;
 use crate::address::{Address, ClientId};
 use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::counters::Counter;
+use crate::course::Course;
 use crate::flow::{Flow, Started};
 use crate::keyring::Permit;
 use crate::message::{Conversation, Message, Recipient, Settle, Tag, Ticket, settle_all};
@@ -36,7 +37,7 @@ use crate::outcome::{Code, Outcome};
 use crate::permission::Login;
 use crate::phase::Phase;
 use crate::restraint::Restraint;
-use crate::router::{Blocked, Course};
+use crate::router::Blocked;
 use crate::turn::Turn;
 use crate::wire::framing::Lines;
 use crate::wire::handover;
@@ -246,8 +247,8 @@ impl LineSession {
                 self.error(Code::ShuttingDown, Code::ShuttingDown.advice());
                 return Stop::Draining;
             }
-            if last.is_held() {
-                Box::pin(last.give_way()).await;
+            if let Some(backlog) = last.backlog() {
+                Box::pin(backlog.give_way()).await;
             }
             if lines.is_bare() {
                 lines.furnish(context.buffers.take());
@@ -336,7 +337,9 @@ impl LineSession {
                     if turn.is_over_after_item() {
                         last.brought(count);
                         tokio::task::yield_now().await;
-                        last.give_way().await;
+                        if let Some(backlog) = last.backlog() {
+                            backlog.give_way().await;
+                        }
                         last.look_at_the_clock();
                     }
                 }
