@@ -69,7 +69,7 @@ impl Course {
         }
     }
 
-    /// A message went there; `None`: to a legacy server.
+    /// A message went there; `None`: to a legacy server, or it waits and it is not known where to.
     pub(crate) fn went(&mut self, to: Option<Last>) {
         let turns = match (&self.last, &to) {
             (None, _) | (Some(Last::Client(..)), Some(Last::Client(..))) => false,

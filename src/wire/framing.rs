@@ -98,7 +98,7 @@ impl Lines {
         }
         self.start = end + 1;
         self.scanned = end + 1;
-        // Found again, as what was lent must not be given up: the borrow checker does not see that it is not.
+        // Cut out once more: to the borrow checker the one above would still be lent where it is too long.
         Ok(Some(without_cr(self.buf.get(start..end).unwrap_or_default())))
     }
 
