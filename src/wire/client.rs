@@ -494,6 +494,53 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_plain_is_not_read_fast() {
+        let read = |line: &str| read_plain(line.as_bytes()).is_some();
+        assert!(
+            read("{\"to\":\"a:1:b\",\"id\":0}")
+                && read("{\"from\":\"\",\"to\":\"\",\"id\":18446744073709551615,\"after\":0}")
+        );
+        for text in ["\t", "\u{7f}", "\u{e9}", "\\\\", "\\u0061", "\r"] {
+            assert!(!read(&format!("{{\"to\":\"a{text}\",\"id\":1}}")), "{text:?}");
+            assert!(
+                !read(&format!("{{\"from\":\"a{text}\",\"to\":\"a\",\"id\":1}}")),
+                "{text:?}"
+            );
+        }
+        for number in [
+            "",
+            "-0",
+            "-1",
+            "01",
+            "00",
+            "1.0",
+            "1e3",
+            "18446744073709551616",
+            "99999999999999999999999",
+            "\"1\"",
+            " 1",
+            "1 ",
+        ] {
+            assert!(!read(&format!("{{\"to\":\"a\",\"id\":{number}}}")), "{number:?}");
+            assert!(
+                !read(&format!("{{\"to\":\"a\",\"id\":1,\"after\":{number}}}")),
+                "{number:?}"
+            );
+        }
+        for line in [
+            "",
+            "{}",
+            "{\"id\":1}",
+            "{\"to\":\"a\"}",
+            "{\"to\":\"a\",\"id\":1",
+            "{\"to\":\"a\",\"id\":1}}",
+            "{\"to\":\"a\",\"to\":\"a\",\"id\":1}",
+        ] {
+            assert!(!read(line), "{line}");
+        }
+    }
+
+    #[test]
     fn lines_are_these_bytes() {
         assert_eq!(line(&hello(1)), "{\"cmd\":\"hello\",\"version\":1}\n");
         let back = FromClient::Hello {
