@@ -12,7 +12,7 @@ const FEW: usize = 4;
 
 /// The next message of a client that has written by one way alone for so long, or since it came, is hardly for somebody by
 /// another.
-const STRAIGHT: Duration = Duration::from_secs(10);
+pub(crate) const STRAIGHT: Duration = Duration::from_secs(10);
 
 /// When a message is passed on, and where the one before went.
 pub(crate) struct Course {
@@ -92,14 +92,14 @@ impl Course {
         let link = self.link().filter(|link| link.exchange().is_behind())?;
         Some(Backlog {
             link: Arc::clone(link),
-            is_patient: brought >= FEW && self.is_straight(STRAIGHT),
+            is_patient: brought >= FEW && self.is_straight(),
         })
     }
 
-    /// Whether no message has gone another way than the one before for so long.
-    pub(crate) fn is_straight(&self, for_so_long: Duration) -> bool {
+    /// Whether no message has gone another way than the one before for long enough.
+    pub(crate) fn is_straight(&self) -> bool {
         self.turned
-            .is_none_or(|turned| self.now.duration_since(turned) > for_so_long)
+            .is_none_or(|turned| self.now.duration_since(turned) > STRAIGHT)
     }
 }
 

@@ -246,11 +246,11 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::course::STRAIGHT;
     use crate::delivery::Bounds;
     use crate::message::{Recipient, Settle, Tag};
     use futures_util::FutureExt;
     use parking_lot::Mutex;
-    use std::time::Duration;
 
     #[derive(Default)]
     struct Ends(Mutex<Vec<(Tag, Outcome)>>);
@@ -364,10 +364,9 @@ mod tests {
                 let message = Message::example("n:1:a", to, "x");
                 assert!(router.route(message, ends.ticket(0), &mut course).is_ok());
             }
-            let second = Duration::from_secs(1);
-            let is_straight = course.is_straight(second);
-            course.time_is(course.now() + 2 * second);
-            assert!(course.is_straight(second));
+            let is_straight = course.is_straight();
+            course.time_is(course.now() + 2 * STRAIGHT);
+            assert!(course.is_straight());
             is_straight
         };
         assert!(is_straight(&[]) && is_straight(&["n:1:b", "n:1:b"]) && is_straight(&["n:2:b", "n:2:c", "n:2:b"]));

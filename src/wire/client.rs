@@ -8,6 +8,7 @@ use std::fmt;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use super::line::address_into;
 use crate::address::Address;
 use crate::delivery::{Confirm, Failure, RangeSet, Report};
 use crate::outcome::{Code, Outcome};
@@ -320,21 +321,16 @@ pub(crate) enum Malformed {
 
 /// Appends a message's header line; the body follows it to the stream's end.
 pub(crate) fn write_header(out: &mut BytesMut, number: u64, after: u64, from: Option<&Address>, to: &Address) {
-    // By hand, as each message has one. No character of an address is escaped in JSON.
-    let address = |out: &mut BytesMut, address: &Address| {
-        out.extend_from_slice(address.node.as_str().as_bytes());
-        out.extend_from_slice(b":");
-        out.extend_from_slice(address.id.as_str().as_bytes());
-    };
+    // By hand, as each message has one.
     let mut digits = itoa::Buffer::new();
     if let Some(from) = from {
         out.extend_from_slice(b"{\"from\":\"");
-        address(out, from);
+        address_into(out, from);
         out.extend_from_slice(b"\",\"to\":\"");
     } else {
         out.extend_from_slice(b"{\"to\":\"");
     }
-    address(out, to);
+    address_into(out, to);
     out.extend_from_slice(b"\",\"id\":");
     out.extend_from_slice(digits.format(number).as_bytes());
     if after > 0 {
@@ -456,28 +452,6 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
-    /// What headers are made of, and nearly.
-    const PIECES: [&str; 18] = [
-        "{",
-        "\"from\":\"",
-        "\"to\":\"",
-        "\"id\":",
-        "\"after\":",
-        "a:1:b",
-        "\\u0061",
-        "\u{e9}",
-        "\u{7f}",
-        "\t",
-        "\"",
-        ",",
-        "0",
-        "17",
-        "18446744073709551615",
-        "18446744073709551616",
-        " ",
-        "}",
-    ];
-
     fn line(value: &impl Serialize) -> String {
         let mut out = BytesMut::new();
         write_line(&mut out, value);
@@ -500,32 +474,18 @@ mod tests {
             read("{\"to\":\"a:1:b\",\"id\":0}")
                 && read("{\"from\":\"\",\"to\":\"\",\"id\":18446744073709551615,\"after\":0}")
         );
-        for text in ["\t", "\u{7f}", "\u{e9}", "\\\\", "\\u0061", "\r"] {
-            assert!(!read(&format!("{{\"to\":\"a{text}\",\"id\":1}}")), "{text:?}");
-            assert!(
-                !read(&format!("{{\"from\":\"a{text}\",\"to\":\"a\",\"id\":1}}")),
-                "{text:?}"
-            );
-        }
-        for number in [
-            "",
-            "-0",
-            "-1",
-            "01",
-            "00",
-            "1.0",
-            "1e3",
-            "18446744073709551616",
-            "99999999999999999999999",
-            "\"1\"",
-            " 1",
-            "1 ",
-        ] {
-            assert!(!read(&format!("{{\"to\":\"a\",\"id\":{number}}}")), "{number:?}");
-            assert!(
-                !read(&format!("{{\"to\":\"a\",\"id\":1,\"after\":{number}}}")),
-                "{number:?}"
-            );
+        let texts = ["\t", "\u{7f}", "\u{e9}", "\\\\", "\\u0061", "\r"].map(|text| format!("a{text}"));
+        let numbers = "|-0|-1|01|00|1.0|1e3|18446744073709551616|99999999999999999999999|\"1\"| 1|1 ".split('|');
+        let to = texts.iter().map(|text| format!("{{\"to\":\"{text}\",\"id\":1}}"));
+        let from = texts
+            .iter()
+            .map(|text| format!("{{\"from\":\"{text}\",\"to\":\"a\",\"id\":1}}"));
+        let id = numbers
+            .clone()
+            .map(|number| format!("{{\"to\":\"a\",\"id\":{number}}}"));
+        let after = numbers.map(|number| format!("{{\"to\":\"a\",\"id\":1,\"after\":{number}}}"));
+        for line in to.chain(from).chain(id).chain(after) {
+            assert!(!read(&line), "{line:?}");
         }
         for line in [
             "",
@@ -731,11 +691,9 @@ mod tests {
 
         #[test]
         fn a_header_that_is_read_fast_is_read_the_same(
-            pieces in proptest::collection::vec(proptest::sample::select(PIECES.to_vec()), 0..9),
-            header in "(\\{\"from\":\"a:1:b\",|\\{)\"to\":\"[ -~]{0,9}\",\"id\":[0-9]{0,21}(,\"after\":-?[0-9]{0,21})?[} ]{0,2}",
+            line in "(\\{\"from\":\"[ -~\t\u{7f}\u{e9}]{0,5}\",|\\{)\"to\":\"[ -~\t\u{7f}\u{e9}]{0,9}\",\"id\":[0-9]{0,21}(,\"after\":-?[0-9]{0,21})?[} ]{0,2}",
         ) {
-            for line in [pieces.concat(), header] {
-                let Some(fast) = read_plain(line.as_bytes()) else { continue };
+            if let Some(fast) = read_plain(line.as_bytes()) {
                 let Header { to, id, after, .. } = fast.clone();
                 prop_assert_eq!(read_object::<Header<'_>>(line.as_bytes()).ok(), Some(fast), "{}", line);
                 let from_client = read_object::<HeaderFromClient<'_>>(line.as_bytes()).ok();

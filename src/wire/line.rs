@@ -8,6 +8,7 @@ use std::io::Write as _;
 
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
+use bytes::BufMut;
 use memchr::memchr;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
@@ -527,10 +528,10 @@ fn code_into(out: &mut Vec<u8>, code: Code, text: &str) {
 }
 
 /// An address has no character that needs escaping in any format.
-pub(super) fn address_into(out: &mut Vec<u8>, address: &Address) {
-    out.extend_from_slice(address.node.as_str().as_bytes());
-    out.push(b':');
-    out.extend_from_slice(address.id.as_str().as_bytes());
+pub(super) fn address_into(out: &mut impl BufMut, address: &Address) {
+    out.put_slice(address.node.as_str().as_bytes());
+    out.put_u8(b':');
+    out.put_slice(address.id.as_str().as_bytes());
 }
 
 /// After this many bytes it is certain whether a client speaks another protocol: the longest word that tells is
