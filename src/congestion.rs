@@ -10,7 +10,7 @@
 //! of the rate, opens its window without end while it starts, and makes a new connection that has much to send wait for
 //! 0.2 s (`docs/congestion.md` has the figures).
 //!
-//! [`Model`] is pure. quinn asks a controller for a window only, and paces by 1.25 windows a round trip.
+//! [`Model`] is pure. quinn-proto asks a controller for a window only, and paces by 1.25 windows a round trip.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Bytes in flight before the path is known, and again after an outage. The same as of quinn's BBR: 200 packets.
 pub(crate) const INITIAL_WINDOW: u64 = 200 * 1200;
 
-/// The least window, in packets: what quinn's pacer lets go at once. Half as much while the path is emptied.
+/// The least window, in packets: what quinn-proto's pacer lets go at once. Half as much while the path is emptied.
 const LEAST_PACKETS: u64 = 10;
 
 /// Round trip that is allowed for beside the least one: acknowledgements are late by as much when they are gathered and
@@ -474,7 +474,7 @@ mod tests {
     struct Flow {
         model: Model,
         in_flight: u64,
-        /// Bytes it may send at once by quinn's pacing, and since when those are counted.
+        /// Bytes it may send at once by quinn-proto's pacing, and since when those are counted.
         tokens: f64,
         trip: Duration,
         /// When it begins, and bytes a second that it has to send; `None`: as much as goes.
@@ -600,7 +600,7 @@ mod tests {
                     let limited = flow.demand.is_some() && flow.sent as f64 + PACKET as f64 > flow.offered;
                     flow.model.end_acks(self.start + self.now, flow.in_flight, limited);
                 }
-                // quinn tells of losses after the acknowledgements that showed them.
+                // quinn-proto tells of losses after the acknowledgements that showed them.
                 if lost > 0 {
                     flow.model.lost(lost);
                     flow.lost += lost;

@@ -18,8 +18,9 @@
 //! | `phase` `turn` | how far a node's shutdown has come; how much a task does at a time | no I/O |
 //! | `restraint` | holds one client to its rate and its misses | no I/O |
 //! | `outbox` `buffers` `exchange` | a client's queue, memory that is used again, and the machine, shared among tasks | no I/O |
-//! | `tls` `certs` `endpoint` | certificates, and all settings of TLS and QUIC | |
-//! | `descriptors` `udp` | the limit of open files; sockets for QUIC | |
+//! | `transport` | QUIC: its settings, sockets, connections and streams | |
+//! | `tls` `certs` | certificates, and all settings of TLS | |
+//! | `descriptors` | the limit of open files | |
 //! | `permission` | what a client may do, the tokens that say so, and the files of their keys | but for the files |
 //! | `keyring` | those keys kept up to date, and who was let in by them | |
 //! | `redis` | what nodes say to each other through Redis, one server or a cluster | |
@@ -54,7 +55,6 @@ mod counters;
 mod course;
 mod delivery;
 mod descriptors;
-mod endpoint;
 mod exchange;
 mod flow;
 #[cfg(any(test, fuzzing))]
@@ -84,8 +84,8 @@ mod router;
 mod sealed;
 mod tcp;
 mod tls;
+mod transport;
 mod turn;
-mod udp;
 mod wire;
 
 pub use address::{Address, ClientId, HostPort, NodeName};

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// A message costs a dozen small allocations, most of them quinn's.
+/// A message costs a dozen small allocations, most of them quinn-proto's.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -38,8 +38,9 @@ use crate::sealed::handshake::Party;
 use crate::sealed::hub::Hub;
 use crate::tls::credentials::Credentials;
 use crate::tls::{CLIENT_ALPN, ClientCertificates, LINK_ALPN, NodeTls};
+use crate::transport::{self, Endpoint};
 use crate::wire::link::MAX_FRAME;
-use crate::{descriptors, endpoint, legacy, quic, tcp};
+use crate::{descriptors, legacy, quic, tcp};
 
 /// How long the last words (answers, goodbyes) may take once everything has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -63,7 +64,7 @@ pub struct Node {
     tasks: Tasks,
     links: Arc<LinkContext>,
     clients: Arc<ClientContext>,
-    quic_endpoint: quinn::Endpoint,
+    quic_endpoint: Endpoint,
     /// Cancelled once nothing more is to be said on any connection.
     drained: CancellationToken,
     failed: CancellationToken,
@@ -186,17 +187,21 @@ impl Node {
             flag,
             source,
         };
-        let quic_endpoint = endpoint::endpoint(
+        let quic_endpoint = transport::endpoint(
             tls.endpoint_config(CLIENT_ALPN),
-            Some(endpoint::client_server(tls.client_server(), &limits, config.congestion)),
+            Some(transport::client_server(
+                tls.client_server(),
+                &limits,
+                config.congestion,
+            )),
             quic_socket,
             tracker,
             &drained,
         )
         .map_err(|error| unusable(&at_quic, "--quic", error))?;
-        let link_endpoint = endpoint::endpoint(
+        let link_endpoint = transport::endpoint(
             tls.endpoint_config(LINK_ALPN),
-            Some(endpoint::link_server(tls.link_server(), &limits, config.congestion)),
+            Some(transport::link_server(tls.link_server(), &limits, config.congestion)),
             link_socket,
             tracker,
             &drained,
@@ -301,10 +306,10 @@ impl Node {
             let (quic_endpoint, link_endpoint) = (quic_endpoint.clone(), link_endpoint.clone());
             // For those that come from now on; the others have been judged by what holds now.
             move |tls: &NodeTls| {
-                let clients = endpoint::client_server(tls.client_server(), &limits, config.congestion);
-                quic_endpoint.set_server_config(Some(clients));
-                let links = endpoint::link_server(tls.link_server(), &limits, config.congestion);
-                link_endpoint.set_server_config(Some(links));
+                let clients = transport::client_server(tls.client_server(), &limits, config.congestion);
+                quic_endpoint.set_server_config(clients);
+                let links = transport::link_server(tls.link_server(), &limits, config.congestion);
+                link_endpoint.set_server_config(links);
             }
         };
         if config.clients.takes_tokens() {
@@ -663,7 +668,7 @@ async fn bind_link(at: &HostPort) -> Result<std::net::UdpSocket, StartError> {
 fn bind_udp(at: &HostPort, flag: &'static str, addrs: Vec<SocketAddr>) -> Result<std::net::UdpSocket, StartError> {
     let mut failure = std::io::Error::other("the host has no address");
     for addr in addrs {
-        match endpoint::bind_udp(addr) {
+        match transport::bind_udp(addr) {
             Ok(socket) => return Ok(socket),
             Err(error) => failure = error,
         }

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError, ReadError, VarInt, WriteError};
-
 use super::codec::Malformed;
 use crate::delivery::Violation;
 use crate::sealed::session::Break;
+use crate::transport::{Connection, ConnectionError, StreamError, VarInt};
 
 /// Why a connection was closed: the application error codes on the wire.
 pub(crate) mod close {
-    use quinn::VarInt;
+    use crate::transport::VarInt;
 
     /// Nothing is wrong: one side is done.
     pub(crate) const DONE: VarInt = VarInt::from_u32(0);
@@ -54,11 +53,10 @@ impl Drop for BreakOff {
     }
 }
 
-/// Closes a connection before its streams are dropped: quinn ends a stream that is dropped as if all had been written,
-/// and the other side would take the beginning of a message for the whole.
-pub(super) struct CloseFirst<'a>(pub(super) &'a Connection);
+/// Closes a connection when nobody carries over it any more.
+pub(super) struct CloseOnDrop<'a>(pub(super) &'a Connection);
 
-impl Drop for CloseFirst<'_> {
+impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.0.close(close::DONE, b"this side has ended it");
     }
@@ -156,23 +154,11 @@ impl Ended {
     }
 }
 
-impl From<WriteError> for Ended {
-    fn from(error: WriteError) -> Self {
+impl From<StreamError> for Ended {
+    fn from(error: StreamError) -> Self {
         match error {
-            WriteError::ConnectionLost(error) => Self::Lost(error),
-            WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::NoControl,
-        }
-    }
-}
-
-impl From<ReadError> for Ended {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::ConnectionLost(error) => Self::Lost(error),
-            ReadError::Reset(_)
-            | ReadError::ClosedStream
-            | ReadError::IllegalOrderedRead
-            | ReadError::ZeroRttRejected => Self::NoControl,
+            StreamError::Lost(lost) => Self::Lost(lost),
+            StreamError::BrokenOff => Self::NoControl,
         }
     }
 }

@@ -13,13 +13,12 @@ mod heard;
 mod packets;
 mod read;
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
+use bytes::{Buf, Bytes, BytesMut};
 
 pub(crate) use codec::{Arrived, Codec, Frame, Malformed};
 pub(crate) use ended::{BreakOff, Ended, close};
@@ -29,10 +28,11 @@ pub(crate) use packets::PacketCarrier;
 use crate::delivery::Taken;
 use crate::exchange::{Exchange, Incoming, Settled};
 use crate::pace::Pace;
+use crate::transport::{Connection, MessageWriter, RecvStream, SendStream};
 use crate::turn::Turn;
 use control::Control;
-use ended::CloseFirst;
-use read::{Read, Reading};
+use ended::CloseOnDrop;
+use read::Reader;
 
 /// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are
 /// copied for it.
@@ -111,14 +111,6 @@ pub(crate) struct Carrier<'a, T, C, H> {
     pub(crate) heard: &'a Heard,
 }
 
-/// What comes next of messages.
-enum Next {
-    /// A stream that was waited for is there.
-    Arrived(Result<Arrived, Ended>),
-    /// There is one more stream.
-    Accepted(Result<RecvStream, ConnectionError>),
-}
-
 impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     /// Carries until the connection ends, and closes it if it was this side that found a reason to. What was under way
     /// stays in the exchange.
@@ -129,15 +121,13 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         let mut receive_control = pin!(self.receive_control(recv, buffer, &control));
         let mut send_messages = pin!(self.send_messages());
         let mut send_control = pin!(self.send_control(send, &control));
-        // Behind them, so dropped before them, also when nobody waits for this any more.
-        let _closed_first = CloseFirst(self.connection);
+        let _closing = CloseOnDrop(self.connection);
         let ended = tokio::select! {
             ended = &mut receive_messages => ended,
             ended = &mut receive_control => ended,
             ended = &mut send_messages => ended,
             ended = &mut send_control => ended,
             ended = control.silent() => Err(ended),
-            lost = self.connection.closed() => Err(Ended::Lost(lost)),
         };
         let (Ok(ended) | Err(ended)) = ended;
         self.connection.close(ended.close_code(), ended.to_string().as_bytes());
@@ -147,6 +137,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     async fn send_messages(&self) -> Result<Ended, Ended> {
         let mut batch = Vec::new();
         let mut copied = BytesMut::new();
+        let mut writer = MessageWriter::new(self.connection);
         loop {
             self.exchange.transmit_ready().await;
             loop {
@@ -157,29 +148,18 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 }
                 self.exchange.transmit(|number, after, message| {
                     self.codec.write_header(number, after, message, &mut copied);
-                    let large = (message.body.len() > COPY_BODY).then(|| message.body.clone());
-                    if large.is_none() {
+                    let large = if message.body.len() > COPY_BODY {
+                        message.body.clone()
+                    } else {
                         copied.extend_from_slice(&message.body);
-                    }
+                        Bytes::new()
+                    };
                     bytes += copied.len();
-                    batch.push((copied.split().freeze(), large));
+                    batch.push([copied.split().freeze(), large]);
                     batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES
                 });
                 let is_all = batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES;
-                for (head, large) in batch.drain(..) {
-                    let mut stream = self.connection.open_uni().await?;
-                    let mut written = stream.write_chunk(head).await;
-                    if let (Ok(()), Some(body)) = (&written, large) {
-                        written = stream.write_chunk(body).await;
-                    }
-                    match written {
-                        // The message is too large for the other side, which answers it without the rest.
-                        Ok(()) | Err(WriteError::Stopped(_)) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                    // Dropped with all written, the stream is finished; to say so before would take the connection's lock
-                    // once more.
-                }
+                writer.write(&mut batch.drain(..)).await?;
                 if is_all {
                     // Nothing is kept for a connection on which nothing is sent.
                     copied = BytesMut::new();
@@ -195,8 +175,9 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
     }
 
     async fn receive_messages(&self) -> Result<Ended, Ended> {
-        let reading = Reading::default();
-        let mut reads = FuturesUnordered::new();
+        // What a sender that keeps to its bounds has under way, and the one message that may go over them.
+        let most = self.exchange.incoming().bytes.saturating_add(self.max_stream);
+        let mut reader = Reader::new(self.connection, self.codec, self.max_stream, most, self.pace);
         let mut turn = self.turn.clone();
         let mut taken = Vec::new();
         // Nothing was taken since the other tasks had their turns, or since there was something to wait for.
@@ -204,44 +185,19 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         // How many there were since.
         let mut count = 0;
         loop {
-            let mut accepting = pin!(self.connection.accept_uni());
-            // In this order: what comes in pieces came first.
-            let ready = match futures_util::poll!(reads.next()) {
-                Poll::Ready(Some(arrived)) => Some(Next::Arrived(arrived)),
-                Poll::Ready(None) | Poll::Pending => match futures_util::poll!(accepting.as_mut()) {
-                    Poll::Ready(accepted) => Some(Next::Accepted(accepted)),
-                    Poll::Pending => None,
-                },
-            };
-            let next = match ready {
-                Some(next) => next,
-                None => {
+            let ready = poll_fn(|cx| Poll::Ready(reader.poll_next(cx))).await;
+            let arrived = match ready {
+                Poll::Ready(arrived) => arrived,
+                Poll::Pending => {
                     anew = true;
                     self.handler.rests();
                     if count > 0 {
                         self.handler.give_way(std::mem::take(&mut count)).await;
                     }
-                    tokio::select! {
-                        Some(arrived) = reads.next() => Next::Arrived(arrived),
-                        accepted = accepting => Next::Accepted(accepted),
-                    }
+                    reader.next().await
                 }
             };
-            let arrived = match next {
-                Next::Arrived(arrived) => arrived?,
-                Next::Accepted(accepted) => {
-                    let mut read = self.read(accepted?, &reading);
-                    // Most are there whole. To have each of them as a future among the others would cost more than the read.
-                    match futures_util::poll!(&mut read) {
-                        Poll::Ready(arrived) => arrived?,
-                        Poll::Pending => {
-                            reads.push(read);
-                            continue;
-                        }
-                    }
-                }
-            };
-            let Arrived { number, after, message } = arrived;
+            let Arrived { number, after, message } = arrived?;
             if std::mem::take(&mut anew) {
                 let now = Instant::now();
                 self.heard.touch(now);
@@ -259,12 +215,6 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
         }
     }
 
-    fn read<'s>(&'s self, stream: RecvStream, reading: &'s Reading) -> Read<'s, C> {
-        // What a sender that keeps to its bounds has under way, and the one message that may go over them.
-        let most = self.exchange.incoming().bytes.saturating_add(self.max_stream);
-        Read::new(stream, self.codec, reading, self.max_stream, most, self.pace)
-    }
-
     async fn receive_control(
         &self,
         mut recv: RecvStream,
@@ -277,11 +227,11 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
                 control.follow(frame)?;
                 turn.item().await;
             }
-            match recv.read_chunk(CONTROL_READ, true).await? {
-                Some(chunk) => {
-                    buffer.extend_from_slice(&chunk.bytes);
+            match recv.read(CONTROL_READ).await? {
+                Some(bytes) => {
+                    buffer.extend_from_slice(&bytes);
                     // Lines that mean nothing are passed over and make no frame.
-                    turn.bytes(chunk.bytes.len()).await;
+                    turn.bytes(bytes.len()).await;
                 }
                 None => return Err(Ended::NoControl),
             }
@@ -299,7 +249,7 @@ impl<T: Send, C: Codec, H: Handler<T>> Carrier<'_, T, C, H> {
             let eager = control.wait(&mut due).await;
             control.write(&mut due, eager, |frame| self.codec.write_frame(frame, &mut out));
             if out.has_remaining() {
-                send.write_chunk(out.split().freeze()).await?;
+                send.write(out.split().freeze()).await?;
             }
         }
     }

@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use quinn::VarInt;
 
 use super::Handler;
 use super::codec::{Arrived, Codec, Malformed};
@@ -18,6 +17,7 @@ use super::heard::{Heard, Liveness};
 use crate::exchange::Exchange;
 use crate::redis::Publishing;
 use crate::sealed::session::{Incoming, Outgoing, Session};
+use crate::transport::VarInt;
 use crate::turn::Turn;
 use crate::wire::packet::{self, Item, TAG};
 

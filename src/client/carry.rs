@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError};
 use tokio_util::sync::CancellationToken;
 
 use super::way::{Way, come_back};
@@ -18,6 +17,7 @@ use crate::delivery::{Control, RangeSet, Taken};
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Conversation, Message, Tag};
 use crate::outcome::{Code, Outcome};
+use crate::transport::{Connection, ConnectionError};
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromClient, FromNode, Receipt as ReceiptLine, ResumeOffer};
 

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quinn::{Connection, Endpoint};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -27,12 +26,12 @@ use tokio_util::task::TaskTracker;
 use crate::address::{Address, ClientId, NodeName};
 use crate::carrier::close;
 use crate::delivery::Bounds;
-use crate::endpoint;
 use crate::exchange::{Exchange, Settled};
 use crate::flow::{Flow, Started};
 use crate::message::{Conversation, Message, Tag};
 use crate::outcome::{Code, Outcome};
 use crate::tls::ClientTls;
+use crate::transport::{self, ClientConfig, Connection, Endpoint};
 use crate::wire::client::Token;
 use crate::wire::{escape, line};
 use carry::carry;
@@ -359,7 +358,7 @@ impl Client {
         let Options { name, token } = options;
         let tls =
             ClientTls::load(certs, name.as_ref()).map_err(|error| ConnectError::Certificates(error.to_string()))?;
-        let config = endpoint::client_client(tls);
+        let config = transport::client_client(tls);
         let connecting = async {
             let mut error = ConnectError::Resolve(node.clone(), io::Error::other("it has no address"));
             let addrs = tokio::net::lookup_host(node.as_str())
@@ -381,7 +380,7 @@ impl Client {
     async fn connect_to(
         addr: SocketAddr,
         node: &NodeName,
-        config: quinn::ClientConfig,
+        config: ClientConfig,
         token: Option<Token>,
     ) -> Result<Self, ConnectError> {
         let tracker = TaskTracker::new();
@@ -580,7 +579,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // Before its streams end: see `Carrier`.
+        // With a word: whoever else has the connection, as a task that is about to end, would close it without one.
         self.shared.connection.lock().close(close::DONE, b"the client has left");
         self.stop.cancel();
     }
@@ -679,14 +678,13 @@ impl Shared {
 mod tests {
     use std::io::IoSliceMut;
 
-    use quinn::udp::{RecvMeta, Transmit};
-    use quinn::{AsyncUdpSocket, UdpPoller};
-
+    use quinn_udp::{RecvMeta, Transmit};
     use tokio::time::sleep;
 
     use super::*;
     use crate::config::Config;
     use crate::node::Node;
+    use crate::transport::{Datagrams, Writable};
 
     /// How long anything that must happen may take.
     const DEADLINE: Duration = Duration::from_secs(20);
@@ -709,16 +707,16 @@ mod tests {
         fails: bool,
     }
 
-    impl AsyncUdpSocket for Dead {
-        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-            Box::pin(AlwaysWritable)
-        }
-
-        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+    impl Datagrams for Dead {
+        fn send(&self, _: &Transmit<'_>) -> io::Result<()> {
             Ok(())
         }
 
-        fn poll_recv(
+        fn writable(self: Arc<Self>) -> Writable {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn poll_receive(
             &self,
             _: &mut Context<'_>,
             _: &mut [IoSliceMut<'_>],
@@ -732,15 +730,6 @@ mod tests {
 
         fn local_addr(&self) -> io::Result<SocketAddr> {
             Ok(SocketAddr::from(([127, 0, 0, 1], DEAD_PORT)))
-        }
-    }
-
-    #[derive(Debug)]
-    struct AlwaysWritable;
-
-    impl UdpPoller for AlwaysWritable {
-        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
         }
     }
 
@@ -785,11 +774,12 @@ mod tests {
 
     /// Has the client's socket die, and waits until it has another.
     async fn die(client: &Client, dead: Dead) {
+        let dead: Arc<dyn Datagrams> = Arc::new(dead);
         let port = || client.shared.endpoint.lock().local_addr().unwrap().port();
         // Twice: what comes to the socket before is still read.
         for _ in 0..2 {
             let endpoint = client.shared.endpoint.lock().clone();
-            endpoint.rebind_abstract(Arc::new(dead)).unwrap();
+            endpoint.rebind_to(&dead);
         }
         let another = async {
             while port() == DEAD_PORT {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,8 +16,8 @@ use crate::address::NodeName;
 use crate::backoff::Backoff;
 use crate::carrier::{BreakOff, CONTROL_PRIORITY, ControlStream};
 use crate::delivery::RangeSet;
-use crate::endpoint;
 use crate::outcome::Code;
+use crate::transport::{self, ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, StreamError};
 use crate::wire::client::{self as wire, FromClient, FromNode, Resume, ResumeOffer, Token, Welcome};
 
 /// How long one attempt to come back may take, and the first and the longest wait between two.
@@ -68,7 +67,7 @@ pub(super) struct Way {
     pub(super) tracker: TaskTracker,
     /// Cancelled once nothing more is to be said.
     pub(super) drained: CancellationToken,
-    pub(super) config: quinn::ClientConfig,
+    pub(super) config: ClientConfig,
     pub(super) addr: SocketAddr,
     pub(super) node: NodeName,
     /// What the client logs in with: the last that the node has accepted.
@@ -87,7 +86,7 @@ pub(super) fn any_socket(to: SocketAddr) -> io::Result<UdpSocket> {
 impl Way {
     /// An endpoint on a socket of its own.
     pub(super) fn endpoint(&self) -> io::Result<Endpoint> {
-        endpoint::endpoint(
+        transport::endpoint(
             EndpointConfig::default(),
             None,
             any_socket(self.addr)?,
@@ -104,7 +103,7 @@ impl Way {
     ) -> Result<(Connection, Welcome, ControlStream), ConnectError> {
         let failed = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
         let connection = endpoint
-            .connect_with(self.config.clone(), self.addr, self.node.host())
+            .connect(self.config.clone(), self.addr, self.node.host())
             .map_err(|error| failed(&error))?
             .await
             .map_err(|error| failed(&error))?;
@@ -119,12 +118,10 @@ impl Way {
     ) -> Result<(Welcome, ControlStream), ConnectError> {
         let lost = |error: &dyn fmt::Display| ConnectError::Connection(self.node.clone(), error.to_string());
         let refused = |code: String, text: String| ConnectError::Refused(self.node.clone(), code, text);
-        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
-        // A session that it may have come back to already is to go on; one that has just begun is not. Dropped before
-        // the streams are: their end would be heard as that of the session.
+        let (mut send, mut recv) = connection.open_control().await.map_err(|error| lost(&error))?;
+        // A session that it may have come back to already is to go on; one that has just begun is not.
         let break_off = resume.is_some().then(|| BreakOff::new(connection));
-        // Fails only for a stream that is gone; then the write fails too.
-        let _ = send.set_priority(CONTROL_PRIORITY);
+        send.set_priority(CONTROL_PRIORITY);
         let hello = FromClient::Hello {
             version: wire::VERSION,
             resumable: true,
@@ -155,10 +152,10 @@ impl Way {
                     | FromNode::GoingAway
                     | FromNode::Other,
                 ) => {}
-                None => match recv.read_chunk(wire::MAX_HEADER, true).await {
-                    Ok(Some(chunk)) => buffer.extend_from_slice(&chunk.bytes),
+                None => match recv.read(wire::MAX_HEADER).await {
+                    Ok(Some(bytes)) => buffer.extend_from_slice(&bytes),
                     Ok(None) => return Err(lost(&"it ended the control stream without a welcome")),
-                    Err(quinn::ReadError::ConnectionLost(ConnectionError::ApplicationClosed(closed))) => {
+                    Err(StreamError::Lost(ConnectionError::ApplicationClosed(closed))) => {
                         let text = String::from_utf8_lossy(&closed.reason).escape_debug().to_string();
                         return Err(refused(format!("closed with code {}", closed.error_code), text));
                     }

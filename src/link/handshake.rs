@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::time::timeout;
 
 use super::Link;
@@ -13,6 +12,7 @@ use crate::carrier::{BreakOff, CONTROL_PRIORITY, ControlStream, close};
 use crate::delivery::Bounds;
 use crate::sealed::session::{Break, Session};
 use crate::tls::credentials::Entry;
+use crate::transport::{Connection, ConnectionError, RecvStream, StreamError, VarInt};
 use crate::wire::link::{Frame, Hello, Malformed, VERSION, read_frame, write_frame};
 use crate::wire::packet::{self, Item};
 
@@ -67,9 +67,7 @@ pub(crate) enum GreetingError {
     #[error("the connection is gone: {0}")]
     Lost(#[from] ConnectionError),
     #[error("the control stream broke: {0}")]
-    Read(#[from] ReadError),
-    #[error("the control stream broke: {0}")]
-    Write(#[from] WriteError),
+    Stream(#[from] StreamError),
     #[error("the other node broke the protocol: {0}")]
     Malformed(#[from] Malformed),
     #[error("the other node broke the protocol: it did not greet")]
@@ -92,10 +90,7 @@ impl GreetingError {
         if let Self::Closed { code, .. } = self {
             return *code == close::DUPLICATE || *code == close::DONE;
         }
-        let (Self::Lost(lost)
-        | Self::Read(ReadError::ConnectionLost(lost))
-        | Self::Write(WriteError::ConnectionLost(lost))) = self
-        else {
+        let (Self::Lost(lost) | Self::Stream(StreamError::Lost(lost))) = self else {
             return false;
         };
         // A dial that is dropped while it shakes hands says no more than that it is done.
@@ -148,13 +143,12 @@ async fn exchange_hellos(
     link: &Link,
     own: Own,
 ) -> Result<(ControlStream, Hello, Option<u64>), GreetingError> {
-    let (mut send, mut recv): (SendStream, RecvStream) = if dialled {
-        connection.open_bi().await?
+    let (mut send, mut recv) = if dialled {
+        connection.open_control().await?
     } else {
-        connection.accept_bi().await?
+        connection.accept_control().await?
     };
-    // Fails only for a stream that is gone; then the write fails too.
-    let _ = send.set_priority(CONTROL_PRIORITY);
+    send.set_priority(CONTROL_PRIORITY);
     let mut out = BytesMut::new();
     write_frame(&mut out, &Frame::Hello(own.hello(link, Rank::Direct)));
     send.write_all(&out).await?;
@@ -182,8 +176,8 @@ async fn next_frame(recv: &mut RecvStream, buffer: &mut BytesMut) -> Result<Fram
         if let Some(frame) = read_frame(buffer)? {
             return Ok(frame);
         }
-        match recv.read_chunk(4096, true).await? {
-            Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+        match recv.read(4096).await? {
+            Some(bytes) => buffer.extend_from_slice(&bytes),
             None => return Err(GreetingError::NoGreeting),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use quinn::{ConnectionError, Endpoint, Incoming, TransportErrorCode};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -14,10 +13,10 @@ use crate::address::{HostPort, NodeName};
 use crate::admission::{Full, Places};
 use crate::carrier::close;
 use crate::counters::Counter;
-use crate::endpoint;
 use crate::phase::Phase;
 use crate::tls::credentials::Role;
 use crate::tls::peer_node;
+use crate::transport::{self, ConnectionError, Endpoint, Incoming, TransportErrorCode};
 
 /// The most nodes that a node links to, in its life, beside those it is told to dial. Each costs memory, and each name needs
 /// a certificate of the cluster's authority, so only a cluster of a thousand nodes comes here, or one whose nodes take new
@@ -82,10 +81,9 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<LinkContext>, tracke
             continue;
         }
         // Proof of the address first: a handshake costs signatures, and peers are few.
-        if !incoming.remote_address_validated() && incoming.may_retry() {
+        if !incoming.is_validated() && incoming.may_retry() {
             counters.bump(Counter::LinkRetries);
-            // Fails only where `may_retry` says no.
-            let _ = incoming.retry();
+            incoming.retry();
             continue;
         }
         let greeting = match greetings.take(incoming.remote_address().ip().into()) {
@@ -116,8 +114,8 @@ async fn take_in(incoming: Incoming, context: Arc<LinkContext>, tracker: TaskTra
     let shown = context.credentials.shown();
     // Not by what held when the first packet came: that may have changed while it waited.
     let crypto = context.credentials.current().link_server();
-    let config = endpoint::link_server(crypto, &context.limits, context.congestion);
-    let accepting = async { incoming.accept_with(Arc::new(config))?.await };
+    let config = transport::link_server(crypto, &context.limits, context.congestion);
+    let accepting = incoming.accept_with(config);
     let refused = |counter, why: &str| {
         // Whoever reaches the port can do this as often as it likes, and some of the text may be its own.
         match context.counters.bump_logged(counter) {

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, VarInt};
 use tracing::warn;
 
 use super::adoption::Rank;
 use crate::carrier::{Carrier, Codec, ControlStream, Ended, Handler, Heard, Liveness, PacketCarrier, close};
-use crate::endpoint::link_streams;
 use crate::exchange::Exchange;
 use crate::sealed::session::{Handle, Session};
 use crate::tls::credentials::{Guest, TURNED_OUT};
+use crate::transport::{Connection, VarInt, link_streams};
 use crate::turn::Turn;
 use crate::wire::link as wire;
 use crate::wire::packet;

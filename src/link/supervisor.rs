@@ -11,7 +11,6 @@ use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +27,6 @@ use crate::config::{Congestion, Limits};
 use crate::counters::Counters;
 use crate::course::Course;
 use crate::delivery::Taken;
-use crate::endpoint;
 use crate::exchange::{Incoming, Settled};
 use crate::message::{Tag, Ticket, settle_all};
 use crate::outcome::Outcome;
@@ -39,6 +37,7 @@ use crate::sealed::session::{self, OpenError};
 use crate::tls::credentials::{Credentials, NoGood, Role};
 use crate::tls::identity::IdentityError;
 use crate::tls::node_of;
+use crate::transport::{self, ConnectError, Connection, ConnectionError, Endpoint};
 use crate::wire::link as wire;
 
 /// How often each node pings the other.
@@ -536,7 +535,7 @@ enum DialError {
     #[error("{0} has no address of the kind that this node's link port has ({1}); bind --link accordingly")]
     NoAddress(HostPort, SocketAddr),
     #[error("can't dial {0}: {1}")]
-    Connect(SocketAddr, quinn::ConnectError),
+    Connect(SocketAddr, ConnectError),
     #[error("{0} does not let this node in: {1}")]
     Handshake(SocketAddr, ConnectionError),
     #[error("{0} does not answer")]
@@ -616,10 +615,10 @@ async fn connect(context: &LinkContext, peer: &NodeName, target: &Target) -> Res
     };
     let shown = context.credentials.shown();
     let crypto = context.credentials.current().link_client();
-    let config = endpoint::link_client(crypto, &context.limits, context.congestion);
+    let config = transport::link_client(crypto, &context.limits, context.congestion);
     let connection = context
         .endpoint
-        .connect_with(config, addr, peer.host())
+        .connect(config, addr, peer.host())
         .map_err(|error| DialError::Connect(addr, error))?
         .await
         .map_err(|error| DialError::Handshake(addr, error))?;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::time::timeout;
 use tracing::{debug, error};
 
@@ -24,6 +23,7 @@ use crate::phase::Phase;
 use crate::tls::credentials::{Entry, NoGood, Role};
 use crate::tls::identity::IdentityError;
 use crate::tls::peer_client;
+use crate::transport::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, StreamError};
 use crate::wire::client::{self as wire, FromClient, FromNode, Resume, Token};
 use session::serve;
 use sessions::{Arrival, Sessions};
@@ -57,16 +57,15 @@ pub(crate) async fn listen(endpoint: Endpoint, context: Arc<ClientContext>) {
             incoming.refuse();
             continue;
         }
-        // Proof of the address first. It costs a round trip, once for a connection that lasts. Without it quinn sends up to
+        // Proof of the address first. It costs a round trip, once for a connection that lasts. Without it quinn-proto sends up to
         // 3.5 times of what came to an address that may be forged: one packet over what RFC 9000, section 8.1 allows. And with
         // it a place is taken up by who really has the address.
-        if !incoming.remote_address_validated() && incoming.may_retry() {
+        if !incoming.is_validated() && incoming.may_retry() {
             counters.bump(Counter::Retries);
-            // Fails only where `may_retry` says no.
-            let _ = incoming.retry();
+            incoming.retry();
             continue;
         }
-        // quinn keeps a connection for a while after it was closed, and how long that is its client has a say in.
+        // A connection is kept for a while after it was closed, and how long that is its client has a say in.
         if endpoint.open_connections() > most_connections {
             counters.bump(Counter::HandshakesIgnored);
             incoming.ignore();
@@ -151,9 +150,9 @@ async fn greet_and_serve(incoming: Incoming, greeting: Place, sessions: &Arc<Ses
 #[derive(Debug, thiserror::Error)]
 enum GreetingError {
     #[error(transparent)]
-    Lost(#[from] quinn::ConnectionError),
+    Lost(#[from] ConnectionError),
     #[error(transparent)]
-    Read(#[from] quinn::ReadError),
+    Read(#[from] StreamError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -185,9 +184,9 @@ fn identify(connection: &Connection, context: &ClientContext) -> Result<Option<(
 }
 
 async fn greet(incoming: Incoming, context: &ClientContext) -> Result<Hello, GreetingError> {
-    let connection = incoming.await?;
+    let connection = incoming.accept().await?;
     let (name, entry) = identify(&connection, context)?.unzip();
-    let (send, mut recv) = connection.accept_bi().await?;
+    let (send, mut recv) = connection.accept_control().await?;
     let mut buffer = BytesMut::new();
     let (code, text) = match read_hello(&mut recv, &mut buffer).await? {
         Ok(HelloLine {
@@ -252,10 +251,7 @@ struct HelloLine {
     token: Option<Token>,
 }
 
-async fn read_hello(
-    recv: &mut RecvStream,
-    buffer: &mut BytesMut,
-) -> Result<Result<HelloLine, String>, quinn::ReadError> {
+async fn read_hello(recv: &mut RecvStream, buffer: &mut BytesMut) -> Result<Result<HelloLine, String>, StreamError> {
     loop {
         match wire::read_line(buffer) {
             Ok(Some(FromClient::Hello {
@@ -275,8 +271,8 @@ async fn read_hello(
             Ok(None) => {}
             Err(error) => return Ok(Err(error.to_string())),
         }
-        match recv.read_chunk(wire::MAX_HEADER, true).await? {
-            Some(chunk) => buffer.extend_from_slice(&chunk.bytes),
+        match recv.read(wire::MAX_HEADER).await? {
+            Some(bytes) => buffer.extend_from_slice(&bytes),
             None => return Ok(Err("the control stream ended before hello".to_owned())),
         }
     }
@@ -292,10 +288,9 @@ async fn turn_away(connection: &Connection, mut send: SendStream, code: Code, te
     wire::write_line(&mut out, &error);
     let said = async {
         send.write_all(&out).await?;
-        // Fails only for a stream that is gone.
-        let _ = send.finish();
-        let _ = send.stopped().await;
-        Ok::<(), quinn::WriteError>(())
+        send.finish();
+        send.ended().await;
+        Ok::<(), StreamError>(())
     };
     // Heard or not, the connection is closed.
     let _ = timeout(LAST_WORD, said).await;
@@ -313,11 +308,10 @@ async fn turn_away(connection: &Connection, mut send: SendStream, code: Code, te
 mod tests {
     use super::*;
     use crate::Address;
+    use crate::Client;
     use crate::config::{Config, Limits};
     use crate::node::Node;
     use crate::tls::ClientTls;
-    use crate::{Client, endpoint};
-    use tokio_util::task::TaskTracker;
 
     async fn node(limits: Limits) -> (Node, tempfile::TempDir) {
         let certs = tempfile::tempdir().unwrap();
@@ -337,17 +331,12 @@ mod tests {
     }
 
     /// A client that does as it likes, after the welcome.
-    async fn stranger(node: &Node, certs: &tempfile::TempDir) -> (Endpoint, Connection, SendStream, RecvStream) {
-        let config = endpoint::client_client(ClientTls::load(certs.path(), None).unwrap());
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let endpoint = endpoint::endpoint(
-            quinn::EndpointConfig::default(),
-            None,
-            socket,
-            &TaskTracker::new(),
-            &tokio_util::sync::CancellationToken::new(),
-        )
-        .unwrap();
+    async fn stranger(
+        node: &Node,
+        certs: &tempfile::TempDir,
+    ) -> (quinn::Endpoint, quinn::Connection, quinn::SendStream, quinn::RecvStream) {
+        let config = quinn::ClientConfig::new(ClientTls::load(certs.path(), None).unwrap());
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let connecting = endpoint.connect_with(config, node.quic_addr(), "127.0.0.1").unwrap();
         let connection = connecting.await.unwrap();
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
@@ -389,7 +378,7 @@ mod tests {
         assert!(timeout(Duration::from_secs(20), filled).await.unwrap().is_err());
         let closed = connection.closed().await;
         assert!(
-            matches!(&closed, quinn::ConnectionError::ApplicationClosed(why) if why.error_code == close::PROTOCOL),
+            matches!(&closed, ConnectionError::ApplicationClosed(why) if why.error_code == close::PROTOCOL),
             "{closed}"
         );
         node.shutdown().await;

@@ -8,7 +8,6 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::OptionFuture;
 use parking_lot::Mutex;
-use quinn::Connection;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +31,7 @@ use crate::outcome::{Code, Outcome};
 use crate::phase::Phase;
 use crate::restraint::Restraint;
 use crate::router::Blocked;
+use crate::transport::Connection;
 use crate::turn::Turn;
 use crate::wire::client::{self as wire, FromNode, ResumeOffer, Token, Welcome};
 
@@ -231,9 +231,8 @@ impl Session {
         };
         let mut out = BytesMut::new();
         wire::write_line(&mut out, &FromNode::Welcome(welcome));
-        // Fail only when the connection is gone; then the carrier says so.
-        let _ = control.send.set_priority(CONTROL_PRIORITY);
-        // A client that gives no room for this line will not get far.
+        control.send.set_priority(CONTROL_PRIORITY);
+        // A client that gives no room for this line will not get far; if the connection is gone, the carrier says so.
         let _ = timeout(limits.hello, control.send.write_all(&out)).await;
         if let Err(violation) = self.exchange.connected_knowing(&taken) {
             connection.close(close::PROTOCOL, violation.to_string().as_bytes());
@@ -261,7 +260,7 @@ impl Session {
         };
         let replaced = async {
             let arrival = another.await;
-            // Said before the carrier's streams end: that would be heard as the end of the session.
+            // Said before the carrier is dropped, which would close the connection as at the end of the session.
             replace(&connection);
             arrival
         };

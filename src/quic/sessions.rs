@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use quinn::Connection;
 use tokio::sync::Notify;
 
 use crate::address::ClientId;
@@ -12,6 +11,7 @@ use crate::carrier::{ControlStream, close};
 use crate::delivery::RangeSet;
 use crate::permission::Login;
 use crate::tls::credentials::Entry;
+use crate::transport::Connection;
 
 /// A connection that is to serve a session.
 pub(super) struct Arrival {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use quinn::VarInt;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::time::timeout;
@@ -18,6 +17,7 @@ use super::seal::{Opened, Opener, Refused, Sealer};
 use crate::address::NodeName;
 use crate::counters::{Counter, Counters};
 use crate::redis::{PublishError, Publishing};
+use crate::transport::VarInt;
 use crate::wire::packet::{self, Packet, SessionId};
 
 /// How long it may take to say that a session is over.

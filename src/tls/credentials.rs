@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use quinn::Connection;
 use rustls::CertificateError;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::Notify;
@@ -30,6 +29,7 @@ use crate::address::NodeName;
 use crate::carrier::close;
 use crate::certs::{CLIENT_CA, NODE_CA, node_stem};
 use crate::phase::{Follow, Phase};
+use crate::transport::Connection;
 
 /// How often the files, and who is on the roll, are looked at.
 const LOOK: Duration = Duration::from_secs(1);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
@@ -34,6 +34,7 @@ use rustls::{CertificateError, ClientConfig, InconsistentKeys, RootCertStore, Se
 
 use crate::address::{ClientId, NodeName};
 use crate::certs::{CLIENT_CA, NODE_CA, client_stem, node_stem};
+use crate::transport::{Connection, EndpointConfig};
 pub(crate) use files::TlsError;
 use files::{Authority, Files, Problem, valid_until, whole_days};
 use identity::{Identity, IdentityError};
@@ -47,7 +48,7 @@ pub(crate) const BUS_ALPN: &[u8] = b"trunkline-bus/1";
 /// The ALPN of QUIC clients.
 pub(crate) const CLIENT_ALPN: &[u8] = b"trunkline/1";
 
-/// The length of the connection ids a node gives out: as quinn's own.
+/// The length of the connection ids a node gives out: as quinn-proto's own.
 const CID_LEN: usize = 8;
 
 /// Whether a node asks QUIC clients for a certificate of the client authority.
@@ -278,10 +279,10 @@ impl NodeTls {
     }
 
     /// Settings for an endpoint, with which stateless resets work across restarts.
-    pub(crate) fn endpoint_config(&self, alpn: &[u8]) -> quinn::EndpointConfig {
+    pub(crate) fn endpoint_config(&self, alpn: &[u8]) -> EndpointConfig {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &self.reset_key(alpn));
-        let mut config = quinn::EndpointConfig::new(Arc::new(key));
-        // quinn's own generator takes an id from before the restart for noise, and sends no reset.
+        let mut config = EndpointConfig::new(Arc::new(key));
+        // The library's own generator takes an id from before the restart for noise, and sends no reset.
         config.cid_generator(|| Box::new(RandomIds));
         config
     }
@@ -424,13 +425,13 @@ impl ClientTls {
 }
 
 /// The certificates that the other end of a connection showed; the handshake has proved them.
-pub(crate) fn peer_chain(connection: &quinn::Connection) -> Option<Vec<CertificateDer<'static>>> {
+pub(crate) fn peer_chain(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
     let identity = connection.peer_identity()?;
     identity.downcast().ok().map(|chain| *chain)
 }
 
 /// The node at the other end of a connection, as its certificate says.
-pub(crate) fn peer_node(connection: &quinn::Connection, cluster: &str) -> Result<NodeName, IdentityError> {
+pub(crate) fn peer_node(connection: &Connection, cluster: &str) -> Result<NodeName, IdentityError> {
     let chain = peer_chain(connection).ok_or(IdentityError::NoCertificate)?;
     node_of(&chain, cluster)
 }
@@ -441,7 +442,7 @@ pub(crate) fn node_of(chain: &[CertificateDer<'_>], cluster: &str) -> Result<Nod
 }
 
 /// The client at the other end of a connection, as its certificate says; `None` if it showed none.
-pub(crate) fn peer_client(connection: &quinn::Connection, cluster: &str) -> Result<Option<ClientId>, IdentityError> {
+pub(crate) fn peer_client(connection: &Connection, cluster: &str) -> Result<Option<ClientId>, IdentityError> {
     match peer_chain(connection) {
         Some(chain) => Identity::of_chain(&chain)?.client_of(cluster).map(Some),
         None => Ok(None),
@@ -527,9 +528,9 @@ fn client(
 #[derive(Debug)]
 struct RandomIds;
 
-impl quinn::ConnectionIdGenerator for RandomIds {
-    fn generate_cid(&mut self) -> quinn::ConnectionId {
-        quinn::ConnectionId::new(&rand::random::<[u8; CID_LEN]>())
+impl quinn_proto::ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> quinn_proto::ConnectionId {
+        quinn_proto::ConnectionId::new(&rand::random::<[u8; CID_LEN]>())
     }
 
     fn cid_len(&self) -> usize {
@@ -544,10 +545,13 @@ impl quinn::ConnectionIdGenerator for RandomIds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quinn::Endpoint;
+    use crate::transport::{self, ClientConfig, ConnectionError, Endpoint, MessageWriter};
+    use bytes::Bytes;
     use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
     use std::net::{Ipv4Addr, SocketAddr};
     use std::time::Duration;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
 
     const A: &str = "127.0.0.1:1215";
     const B: &str = "127.0.0.1:1216";
@@ -580,38 +584,40 @@ mod tests {
 
     fn endpoint(tls: &NodeTls, server: Arc<QuicServerConfig>, alpn: &[u8], port: u16) -> Endpoint {
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let config = quinn::ServerConfig::with_crypto(server);
-        Endpoint::new(
-            tls.endpoint_config(alpn),
-            Some(config),
-            socket,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .unwrap()
+        let config = quinn_proto::ServerConfig::with_crypto(server);
+        start(tls.endpoint_config(alpn), Some(config), socket)
+    }
+
+    fn dialler() -> Endpoint {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        start(EndpointConfig::default(), None, socket)
+    }
+
+    fn start(
+        config: EndpointConfig,
+        server: Option<quinn_proto::ServerConfig>,
+        socket: std::net::UdpSocket,
+    ) -> Endpoint {
+        transport::endpoint(config, server, socket, &TaskTracker::new(), &CancellationToken::new()).unwrap()
     }
 
     async fn dial(
         from: &Endpoint,
         config: Arc<QuicClientConfig>,
         to: SocketAddr,
-    ) -> Result<quinn::Connection, quinn::ConnectionError> {
-        from.connect_with(quinn::ClientConfig::new(config), to, "127.0.0.1")
-            .unwrap()
-            .await
+    ) -> Result<Connection, ConnectionError> {
+        from.connect(ClientConfig::new(config), to, "127.0.0.1").unwrap().await
     }
 
     /// What the link endpoint of node A, and the dialler, make of a connection with this client configuration.
     async fn link_to_a(
         dir: &Path,
         config: Arc<QuicClientConfig>,
-    ) -> (
-        Result<quinn::Connection, quinn::ConnectionError>,
-        Result<quinn::Connection, quinn::ConnectionError>,
-    ) {
+    ) -> (Result<Connection, ConnectionError>, Result<Connection, ConnectionError>) {
         let a = load(dir, A).unwrap();
         let listener = endpoint(&a, a.link_server(), LINK_ALPN, 0);
-        let dialler = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let accept = async { listener.accept().await.unwrap().await };
+        let dialler = dialler();
+        let accept = async { listener.accept().await.unwrap().accept().await };
         tokio::join!(accept, dial(&dialler, config, listener.local_addr().unwrap()))
     }
 
@@ -643,10 +649,7 @@ mod tests {
             assert!(accepted.is_err());
             // In TLS 1.3 a client is done before the server has judged its certificate.
             if let Ok(dialled) = dialled {
-                assert!(matches!(
-                    dialled.closed().await,
-                    quinn::ConnectionError::ConnectionClosed(_)
-                ));
+                assert!(matches!(dialled.closed().await, ConnectionError::ConnectionClosed(_)));
             }
         }
         // And a node does not talk to a server of another authority.
@@ -662,8 +665,8 @@ mod tests {
         let config = ClientTls::load(dir.path(), None).unwrap();
 
         let listener = endpoint(&a, a.client_server(), CLIENT_ALPN, 0);
-        let dialler = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let accept = async { listener.accept().await.unwrap().await };
+        let dialler = dialler();
+        let accept = async { listener.accept().await.unwrap().accept().await };
         let address = listener.local_addr().unwrap();
         let (accepted, dialled) = tokio::join!(accept, dial(&dialler, Arc::clone(&config), address));
         assert_eq!(peer_node(&dialled.unwrap(), "trunkline"), Ok(name(A)));
@@ -720,11 +723,11 @@ mod tests {
         };
         let (first, listener) = start(0);
         let address = listener.local_addr().unwrap();
-        let accepted = first.spawn(async move { (listener.accept().await.unwrap().await.unwrap(), listener) });
+        let accepted = first.spawn(async move { (listener.accept().await.unwrap().accept().await.unwrap(), listener) });
         let ours = tokio::runtime::Runtime::new().unwrap();
         let (dialler, dialled) = ours.block_on(async {
             let b = load(dir.path(), B).unwrap();
-            let dialler = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let dialler = dialler();
             let dialled = dial(&dialler, b.link_client(), address).await.unwrap();
             (dialler, dialled)
         });
@@ -735,13 +738,12 @@ mod tests {
 
         let (_second, _listener) = start(address.port());
         let error = ours.block_on(async {
-            // The reset may have come already, drawn by a packet from before: then these fail.
-            if let Ok(mut stream) = dialled.open_uni().await {
-                let _ = stream.write_all(&[0; 100]).await;
-            }
+            // The reset may have come already, drawn by a packet from before: then this fails.
+            let mut something = std::iter::once([vec![0; 100].into(), Bytes::new()]);
+            let _ = MessageWriter::new(&dialled).write(&mut something).await;
             tokio::time::timeout(Duration::from_secs(10), dialled.closed()).await
         });
-        assert_eq!(error, Ok(quinn::ConnectionError::Reset));
+        assert_eq!(error, Ok(ConnectionError::Reset));
         drop(dialler);
     }
 

@@ -1,30 +1,28 @@
-//! QUIC endpoints: their sockets, and every transport setting with its reason.
+//! Every setting of QUIC with its reason.
 //!
 //! Links and clients have an endpoint (a UDP port) each: what is right for a few trusted peers is too much for many
 //! strangers.
 
 use std::any::Any;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::congestion::{BbrConfig, Controller, ControllerFactory, CubicConfig, NewRenoConfig};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    AckFrequencyConfig, AsyncTimer, AsyncUdpSocket, ClientConfig, Endpoint, EndpointConfig, IdleTimeout,
-    MtuDiscoveryConfig, Runtime, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+use quinn_proto::congestion::{BbrConfig, Controller, ControllerFactory, CubicConfig, NewRenoConfig};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
+    VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::Endpoint;
 use crate::config::{Congestion, Limits};
 use crate::congestion::{INITIAL_WINDOW, Model};
-use crate::udp;
 
 /// UDP buffers that are asked for, in bytes. Measured: 4 MB in place of the usual 208 KiB gave 1.26 times the messages a
 /// second between two nodes; fewer packets are dropped, so fewer are sent again.
@@ -200,8 +198,8 @@ pub(crate) fn bind_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
 }
 
 /// Makes an endpoint of a socket. Its tasks belong to `tracker`: when those have ended, the port is free. They end by
-/// themselves once nobody has the endpoint and all connections are drained, or at once when `end` is cancelled: quinn drains
-/// a closed connection for nine of its round trips (three probe timeouts, RFC 9000, section 10.2), and how long those are is
+/// themselves once nobody has the endpoint and all connections are drained, or at once when `end` is cancelled: a closed
+/// connection is drained for nine of its round trips (three probe timeouts, RFC 9000, section 10.2), and how long those are is
 /// for the other side to say.
 pub(crate) fn endpoint(
     mut config: EndpointConfig,
@@ -210,43 +208,12 @@ pub(crate) fn endpoint(
     tracker: &TaskTracker,
     end: &CancellationToken,
 ) -> io::Result<Endpoint> {
-    let runtime = TrackedRuntime {
-        tokio: TokioRuntime,
-        tracker: tracker.clone(),
-        end: end.clone(),
-    };
     // A node takes large packets. Room for 2,048 of them is had for each endpoint (of which memory is what comes in), which a
     // client that gets none had better not have. Only sizes that are no packet's are refused.
     if server.is_some() {
         let _ = config.max_udp_payload_size(LARGEST_PACKET);
     }
-    Endpoint::new(config, server, socket, Arc::new(runtime))
-}
-
-/// Tokio, with the tasks of an endpoint and its connections tracked, so that no task of a node outlives it.
-#[derive(Debug)]
-struct TrackedRuntime {
-    tokio: TokioRuntime,
-    tracker: TaskTracker,
-    end: CancellationToken,
-}
-
-impl Runtime for TrackedRuntime {
-    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
-        self.tokio.new_timer(at)
-    }
-
-    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.tracker.spawn(self.end.clone().run_until_cancelled_owned(future));
-    }
-
-    fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        Ok(Arc::new(udp::Socket::new(socket)?))
-    }
-
-    fn now(&self) -> Instant {
-        self.tokio.now()
-    }
+    Endpoint::new(config, server, socket, tracker, end)
 }
 
 /// Makes a controller for each connection.
