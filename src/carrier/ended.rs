@@ -53,8 +53,8 @@ impl Drop for BreakOff {
     }
 }
 
-/// Closes a connection when nobody carries over it any more.
-pub(super) struct CloseOnDrop<'a>(pub(super) &'a Connection);
+/// Closes a connection when nobody serves, or carries over, it any more.
+pub(crate) struct CloseOnDrop<'a>(pub(crate) &'a Connection);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {

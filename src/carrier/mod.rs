@@ -21,7 +21,7 @@ use std::time::Instant;
 use bytes::{Buf, Bytes, BytesMut};
 
 pub(crate) use codec::{Arrived, Codec, Frame, Malformed};
-pub(crate) use ended::{BreakOff, Ended, close};
+pub(crate) use ended::{BreakOff, CloseOnDrop, Ended, close};
 pub(crate) use heard::{Heard, Liveness};
 pub(crate) use packets::PacketCarrier;
 
@@ -31,7 +31,6 @@ use crate::pace::Pace;
 use crate::transport::{Connection, MessageWriter, RecvStream, SendStream};
 use crate::turn::Turn;
 use control::Control;
-use ended::CloseOnDrop;
 use read::Reader;
 
 /// The most messages that are handed to the connection before it gets to run, and the most bytes of them that are

@@ -101,9 +101,7 @@ impl Streams {
             }
             return want;
         }
-        if !is_known {
-            self.begin(id);
-        }
+        self.keep(id);
         let Some(part) = self.parts.get_mut(&id) else {
             return Want::More;
         };
@@ -120,15 +118,11 @@ impl Streams {
         self.over(beginning)
     }
 
-    /// The rest of a stream is for later.
+    /// A stream has more than one piece, or its rest is for later.
     fn keep(&mut self, id: StreamId) {
-        if !self.parts.contains_key(&id) {
-            self.begin(id);
+        if self.parts.contains_key(&id) {
+            return;
         }
-    }
-
-    /// A stream has more than one piece, or does not come at once.
-    fn begin(&mut self, id: StreamId) {
         let part = Part {
             pieces: BytesMut::from(std::mem::take(&mut self.first)),
             counted: 0,

@@ -17,7 +17,7 @@ use super::LAST_WORD;
 use super::codec::NodeCodec;
 use super::sessions::{Arrival, Place, Sessions, replace};
 use crate::address::{Address, ClientId};
-use crate::carrier::{CONTROL_PRIORITY, Carrier, Ended, Frame, Handler, Heard, Malformed, close};
+use crate::carrier::{CONTROL_PRIORITY, Carrier, CloseOnDrop, Ended, Frame, Handler, Heard, Malformed, close};
 use crate::clients::{Admission, ClientContext, OTHER_SUBJECT};
 use crate::config::Limits;
 use crate::counters::Counter;
@@ -109,15 +109,6 @@ pub(super) async fn serve(
     }
     drop(registration);
     session.end();
-}
-
-/// Closes a connection when whatever it served has ended.
-struct CloseOnDrop(Connection);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        self.0.close(close::DONE, b"the session has ended");
-    }
 }
 
 impl Session {
@@ -218,7 +209,7 @@ impl Session {
             login: _,
             entry: _entry,
         } = arrival;
-        let _closing = CloseOnDrop(connection.clone());
+        let _closing = CloseOnDrop(&connection);
         let resumable = offer.is_some();
         let resumed = offer.as_ref().is_some_and(|(_, resumed)| *resumed);
         let welcome = Welcome {

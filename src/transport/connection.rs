@@ -417,7 +417,7 @@ impl Driver {
                     self.unsent = Some(transmit);
                     self.writable = Some(Arc::clone(&self.socket).writable());
                 }
-                // As if it were lost on its way: what is wrong may pass, and if not, the connection falls silent.
+                // As if it were lost on its way, which quinn-udp has logged: it may pass, and if not, the connection falls silent.
                 Ok(()) | Err(_) => {}
             }
             if sent >= TURN_PACKETS {

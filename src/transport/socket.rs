@@ -14,6 +14,7 @@ use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
+use tracing::debug;
 
 /// Waits until a socket can be written to, for one of those who do.
 pub(crate) type Writable = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -132,10 +133,12 @@ impl Datagrams for Socket {
                 // An event that came while this was received is not passed over.
                 ready.clear_ready();
             }
-            if let Ok(received) = received {
-                return Poll::Ready(Ok(received));
+            match received {
+                Ok(received) => return Poll::Ready(Ok(received)),
+                Err(_) if is_empty => {}
+                // An earlier packet has met with it, which concerns its connection alone.
+                Err(error) => debug!("an error of a UDP socket: {error}"),
             }
-            // Nothing is there, or an earlier packet has met with an error, which concerns its connection alone.
         }
     }
 
