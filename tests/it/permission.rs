@@ -572,12 +572,13 @@ async fn an_id_granted_by_token_is_the_same_after_a_reconnect_and_a_restart() {
     let mut there = NodeCommand::new(&certs, 1);
     there.extra = rule.to_vec();
     carrier.join_process(&mut there, &[]);
-    let there = there.start().await;
+    let mut there = there.start().await;
     let mut command = NodeCommand::new(&certs, 0);
     command.extra = rule.to_vec();
     carrier.join_process(&mut command, &[there.peer()]);
     let mut node = command.start().await;
     node.process.stderr.until("link up").await;
+    there.process.stderr.until("link up").await;
     let bobs = free_token(&certs, "bob");
     let (_, _ann, mut to_ann) = answer(there.tcp(), &login_line(&free_token(&certs, "ann"))).await;
     let message = |body: &str| json!({"cmd": "sendMsg", "to": bob().to_string(), "body": body}).to_string();
@@ -591,6 +592,8 @@ async fn an_id_granted_by_token_is_the_same_after_a_reconnect_and_a_restart() {
             node.process.kill();
             node = command.start().await;
             node.process.stderr.until("link up").await;
+            // What is sent by the other node's old connection, before it has heard of the new one, is unknown.
+            there.process.stderr.until("link up").await;
         }
         let (greeting, mut reader, _writer) = answer(node.tcp(), &login_line(&bobs)).await;
         assert_eq!(greeting, format!("you is  : {}", bob()));
