@@ -7,7 +7,7 @@
 #   scripts/bench-peers.sh --rounds N      how often each relay has its turn (5)
 #   scripts/bench-peers.sh --seconds N     how long to measure at a time (4)
 #   scripts/bench-peers.sh --out DIR       where to write to (docs)
-# TRUNKLINE_BIN=FILE measures another build of it.
+# Trunkline is as scripts/build.sh builds it; TRUNKLINE_BIN=FILE measures another build.
 # All traffic stays on loopback, and all processes end with this script.
 # shellcheck disable=SC2317 # some functions are called by traps only
 set -euo pipefail
@@ -58,8 +58,11 @@ need_rust
 
 own_what_runs
 
-build_to_measure
-trunkline="${TRUNKLINE_BIN:-$bin/trunkline}"
+if [[ -z "$list" && -z "${TRUNKLINE_BIN:-}" ]]; then
+    scripts/build.sh
+fi
+trunkline="${TRUNKLINE_BIN:-${CARGO_TARGET_DIR:-target}/guided/trunkline}"
+build_tools
 if [[ -n "$list" ]]; then
     heading "Workloads"
     "$tools/trunkline-lab-peers" --list

@@ -148,12 +148,20 @@ end_what_runs() {
 #   build_to_measure [--bin NAME]…
 build_to_measure() {
     heading "Build"
+    cargo build --release --locked --bin trunkline
+    # shellcheck disable=SC2034 # for the scripts that source this
+    bin="${CARGO_TARGET_DIR:-target}/release"
+    build_tools "$@"
+}
+
+# Builds the latter alone.
+#   build_tools [--bin NAME]…
+build_tools() {
     local which=("$@")
     ((${#which[@]} > 0)) || which=(--bins)
-    cargo build --release --locked --bin trunkline
     cargo build --profile lab --locked -p trunkline-lab "${which[@]}"
     # shellcheck disable=SC2034 # for the scripts that source this
-    bin="${CARGO_TARGET_DIR:-target}/release" tools="${CARGO_TARGET_DIR:-target}/lab"
+    tools="${CARGO_TARGET_DIR:-target}/lab"
 }
 
 # Writes the figures in a document anew: those lines of facts, and a table, between its two marks.
