@@ -459,17 +459,29 @@ fn of_growth() -> Vec<Trial> {
     .into_iter()
     .map(|(label, pairs)| entrant(label, crowd, Task::Flow(Flow { pairs, ..GROWING })))
     .collect();
-    let nodes: Vec<Entrant> = [("2 nodes", 2), ("4 nodes", 4), ("8 nodes", 8)]
-        .into_iter()
-        .map(|(label, nodes)| {
-            let flow = Flow {
-                ways: Ways::Ring,
-                pairs: 64,
-                ..GROWING
-            };
-            entrant(label, Relay::Trunkline { nodes, flags: &[] }, Task::Flow(flow))
-        })
-        .collect();
+    let rings = |flow_of: fn(usize) -> Flow| -> Vec<Entrant> {
+        [("2 nodes", 2), ("4 nodes", 4), ("8 nodes", 8)]
+            .into_iter()
+            .map(|(label, nodes)| {
+                entrant(
+                    label,
+                    Relay::Trunkline { nodes, flags: &[] },
+                    Task::Flow(flow_of(nodes)),
+                )
+            })
+            .collect()
+    };
+    let nodes = rings(|_| Flow {
+        ways: Ways::Ring,
+        pairs: 64,
+        ..GROWING
+    });
+    let busy_nodes = rings(|nodes| Flow {
+        ways: Ways::Ring,
+        pairs: 8 * nodes,
+        rate: Some(2500 * nodes as u64),
+        ..GROWING
+    });
     let bodies = SIZES
         .into_iter()
         .map(|(label, size)| {
@@ -498,6 +510,14 @@ fn of_growth() -> Vec<Trial> {
             quantities: GROWTH,
             comparisons: each_to_first(&nodes, &[(Quantity::Cpu, Bound::AtMost(1.3))]),
             entrants: nodes,
+        },
+        Trial {
+            name: "busy-nodes",
+            title: "More nodes, each as busy",
+            about: "The same with 2,500 messages a second from each node to the next, over 8 pairs.",
+            quantities: GROWTH,
+            comparisons: each_to_first(&busy_nodes, &[(Quantity::Cpu, Bound::AtMost(1.3))]),
+            entrants: busy_nodes,
         },
         Trial {
             name: BODIES,
