@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares Trunkline with nats-server and Redis, as Debian has them, on this machine: relays on loopback, on free ports, which
 # take turns. Needs no root, unless they have to be installed. Writes docs/benchmarks.md and its plots.
-#   scripts/bench-peers.sh                 all workloads; some 20 minutes. Nothing else should be at work meanwhile
+#   scripts/bench-peers.sh                 all workloads; some 20 minutes, and ten to build. Nothing else should be at work meanwhile
 #   scripts/bench-peers.sh --only NAME     that workload only (may be given several times); writes nothing without --out
 #   scripts/bench-peers.sh --list          the names of the workloads
 #   scripts/bench-peers.sh --rounds N      how often each relay has its turn (5)

@@ -5,6 +5,7 @@
 #   scripts/faults.sh --faults N      so many
 #   scripts/faults.sh --seed S        the faults of an earlier run, which printed its seed
 #   scripts/faults.sh --out FILE      writes the table to a file as well
+# TRUNKLINE_BIN=FILE has nodes of another build.
 # All traffic stays on loopback, and all processes end with this script. Ends with 1 if a promise was broken; then the
 # logs are kept, and it says where.
 # shellcheck disable=SC2317 # some functions are called by traps only
@@ -70,7 +71,7 @@ build_to_measure --bin trunkline-lab-client --bin trunkline-lab-faults
 heading "$faults faults"
 # Jobs are process groups in this mode.
 set -m
-timeout --foreground --kill-after=30 "$DEADLINE" "$tools/trunkline-lab-faults" --node "$bin/trunkline" \
+timeout --foreground --kill-after=30 "$DEADLINE" "$tools/trunkline-lab-faults" --node "${TRUNKLINE_BIN:-$bin/trunkline}" \
     --client "$tools/trunkline-lab-client" --faults "$faults" --logs "$logs" "${more[@]}" &
 run_pid=$!
 set +m

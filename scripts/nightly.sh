@@ -49,8 +49,9 @@ fi
 # A test that was renamed would pass by not being there.
 grep -qw "$schedules schedules" "$output" || die "the schedules were not played: is delivery::simulation still there?"
 
-heading "Faults: $faults of them, under whole nodes"
-scripts/faults.sh --faults "$faults"
+heading "Faults: $faults of them, under whole nodes, of the build for use in earnest"
+scripts/build.sh
+TRUNKLINE_BIN="${CARGO_TARGET_DIR:-target}/guided/trunkline" scripts/faults.sh --faults "$faults"
 
 need_test_programs
 heading "Trouble with Redis"
