@@ -83,24 +83,11 @@ end_run
 ((failed != 124)) || die "not done within $limit s"
 
 if [[ -n "$out" ]] && ((failed == 0)); then
-    redis="$(redis-server --version | grep -oE 'v=[0-9.]+')"
-    cpu="$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
-    document="docs/benchmarks.md"
-    {
-        sed '/^<!-- figures -->$/q' "$document"
-        printf '\n- Date: %s\n' "$(date -u +%F)"
-        printf -- '- Machine: %s cores, %s\n' "$(nproc)" "${cpu:-$(uname -m)}"
-        printf -- '- Kernel: %s %s, UDP buffers of up to %s bytes (`net.core.rmem_max`)\n' "$(uname -s)" \
-            "$(uname -r | cut -d. -f1-2)" "$(cat /proc/sys/net/core/rmem_max)"
-        printf -- '- Versions: %s, %s, redis-server: %s\n' "$("$trunkline" --version)" "$(nats-server --version)" "${redis#v=}"
-        printf -- '- Rounds: %s, each relay %s s in each\n\n' "$rounds" "$seconds"
-        cat "$temp/table"
-        printf '\n'
-        sed -n '/^<!-- end of figures -->$/,$p' "$document"
-    } >"$temp/document"
     mkdir -p "$out"
-    cat "$temp/document" >"$out/benchmarks.md"
+    redis="$(redis-server --version | grep -oE 'v=[0-9.]+')"
+    write_figures docs/benchmarks.md "$temp/table" "$(facts), UDP buffers of up to $(cat /proc/sys/net/core/rmem_max) bytes
+- Versions: $("$trunkline" --version), $(nats-server --version), redis-server: ${redis#v=}
+- Rounds: $rounds, each relay $seconds s in each" "$out/benchmarks.md"
     cp "$temp"/plots/*.svg "$out/"
-    heading "Written: $out/benchmarks.md and its plots"
 fi
 exit "$failed"

@@ -164,9 +164,10 @@ build_tools() {
     tools="${CARGO_TARGET_DIR:-target}/lab"
 }
 
-# Writes the figures in a document anew: those lines of facts, and a table, between its two marks.
-#   write_figures DOCUMENT TABLE FACTS
+# Writes the figures in a document anew: those lines of facts, and a table, between its two marks; to another file if one is given.
+#   write_figures DOCUMENT TABLE FACTS [TO]
 write_figures() {
+    local to="${4:-$1}"
     {
         sed '/^<!-- figures -->$/q' "$1"
         printf '\n%s\n\n' "$3"
@@ -174,11 +175,14 @@ write_figures() {
         printf '\n'
         sed -n '/^<!-- end of figures -->$/,$p' "$1"
     } >"$temp/document"
-    cat "$temp/document" >"$1"
-    heading "Written: $1"
+    cat "$temp/document" >"$to"
+    heading "Written: $to"
 }
 
 # The facts that each document states.
 facts() {
-    printf -- '- Date: %s\n- Machine: %s cores, Linux %s' "$(date -u +%F)" "$(nproc)" "$(uname -r | cut -d. -f1-2)"
+    local cpu
+    cpu="$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
+    printf -- '- Date: %s\n- Machine: %s cores, %s, Linux %s' "$(date -u +%F)" "$(nproc)" "${cpu:-$(uname -m)}" \
+        "$(uname -r | cut -d. -f1-2)"
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Measures Trunkline over a bad network, on this machine: two nodes in network namespaces, joined by a wire that delays,
-# loses and is cut. Needs root. Writes the figures to docs/lab.md, and a plot to docs/lab.svg.
-#   scripts/lab.sh                  all rows of the table; ten minutes
-#   scripts/lab.sh --peer nats      the same for nats-server in the same run, row by row
+# loses and is cut. Needs root.
+#   scripts/lab.sh --peer nats      all rows of the table, for Trunkline and nats-server; ten minutes. Writes the figures to docs/lab.md,
+#                                   and a plot to docs/lab.svg
+#   scripts/lab.sh                  Trunkline alone; prints the figures, as without all rows, and writes nothing without --out
 #   scripts/lab.sh --row NAME       that row only (may be given several times)
 #   scripts/lab.sh --seconds N      how long to measure in rows without a cut (20)
 #   scripts/lab.sh --flag FLAG      start the nodes of Trunkline with this flag too (may be given several times)
-#   scripts/lab.sh --out DIR        where to write to (docs)
+#   scripts/lab.sh --out DIR        where to write to
 # TRUNKLINE_BIN=FILE measures another build of it; TRUNKLINE_LAB_LOGS=DIR keeps the logs of the relays.
 # All traffic stays in the two namespaces, and they end with this script.
 # shellcheck disable=SC2317 # some functions are called by traps and by `await` only
@@ -25,7 +26,7 @@ targets=(trunkline)
 rows=()
 flags=()
 seconds=20
-out=docs
+out=""
 while (($# > 0)); do
     (($# > 1)) || usage
     case "$1" in
@@ -44,6 +45,10 @@ while (($# > 0)); do
     esac
     shift 2
 done
+
+if ((${#rows[@]} == 0 && ${#targets[@]} > 1)); then
+    out="${out:-docs}"
+fi
 
 # How many seconds anything that is waited for may take, and one row with one relay.
 readonly DEADLINE=20
@@ -221,11 +226,12 @@ versions="$("$trunkline" --version)"
 if [[ " ${targets[*]} " == *" nats "* ]]; then
     versions+=", $(nats-server --version)"
 fi
-cpu="$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1)"
-mkdir -p "$out"
-"$tools/trunkline-lab-report" --figures "$temp/json" --out "$out" --seconds "$seconds" \
-    --fact "Date: $(date -u +%F)" \
-    --fact "Machine: $(nproc) cores, ${cpu:-$(uname -m)}" \
-    --fact "Kernel: $(uname -s) $(uname -r | grep -oE '^[0-9]+\.[0-9]+')" \
-    --fact "Versions: $versions"
-echo "written: $out/lab.md, $out/lab.svg"
+"$tools/trunkline-lab-report" --figures "$temp/json" --table "$temp/table" --plot "$temp/plot"
+cat "$temp/table"
+if [[ -n "$out" ]]; then
+    mkdir -p "$out"
+    write_figures docs/lab.md "$temp/table" "$(facts)
+- Versions: $versions
+- Rows without a cut: $seconds s" "$out/lab.md"
+    cp "$temp/plot" "$out/lab.svg"
+fi

@@ -107,9 +107,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// What loads that went on at once have shown together, each of which looked at all relays, and the one in this process at
-    /// this process, `own`, too.
-    pub fn of(loads: &[Figures], own: u32) -> Self {
+    /// What loads that went on at once have shown together, each of which looked at all relays.
+    pub fn of(loads: &[Figures]) -> Self {
         let mut sample = Self::default();
         for figures in loads {
             sample.flaws = sample.flaws.and(Flaws {
@@ -121,23 +120,19 @@ impl Sample {
         }
         let messages: f64 = loads.iter().map(|figures| figures.per_second).sum();
         // The loads do not begin at the same instant, so each has its own share of a second of processor time.
-        let busy = |of_relays: bool| {
-            let shares = loads.iter().map(|figures| {
-                let processes = figures
-                    .processes
-                    .iter()
-                    .filter(|process| (process.pid != own) == of_relays);
-                processes.map(|process| process.cpu).sum::<f64>() / figures.seconds
-            });
-            shares.sum::<f64>() / loads.len().max(1) as f64
-        };
+        let shares = loads
+            .iter()
+            .map(|figures| figures.processes.iter().map(|process| process.cpu).sum::<f64>() / figures.seconds);
+        let busy = shares.sum::<f64>() / loads.len().max(1) as f64;
         sample.values.push((Quantity::Messages, messages));
-        sample.values.push((Quantity::Cpu, busy(true) * 1e6 / messages));
+        sample.values.push((Quantity::Cpu, busy * 1e6 / messages));
         // Percentiles of several loads can't be put together.
         if let [figures] = loads {
             sample.values.push((Quantity::P50, figures.latency.p50));
             sample.values.push((Quantity::P99, figures.latency.p99));
-            sample.values.push((Quantity::Load, busy(false) * 100.0));
+            if let Some(own) = &figures.own {
+                sample.values.push((Quantity::Load, own.cpu / figures.seconds * 100.0));
+            }
         }
         sample
     }
@@ -504,6 +499,12 @@ mod tests {
 
     #[test]
     fn loads_add_up() {
+        let process = |pid, cpu| Process {
+            pid,
+            cpu,
+            memory: 0,
+            peak: 0,
+        };
         let figures = |per_second, cpu, lost| Figures {
             from: String::new(),
             to: String::new(),
@@ -526,31 +527,25 @@ mod tests {
                 p999: 4.0,
                 max: 5.0,
             },
-            processes: [(1, cpu), (2, cpu), (3, 1.5)]
-                .map(|(pid, cpu)| Process {
-                    pid,
-                    cpu,
-                    memory: 0,
-                    peak: 0,
-                })
-                .into(),
+            processes: vec![process(1, cpu), process(2, cpu)],
             cpu_per_message: None,
+            own: Some(process(3, 1.5)),
             curve: Vec::new(),
         };
-        // Both look at the same two relays, which are at work for 0.4 and 0.6 of each second; the third is the clients' process.
-        let both = Sample::of(&[figures(1000.0, 0.4, 0), figures(3000.0, 0.6, 2)], 3);
+        // Both look at the same two relays, which are at work for 0.4 and 0.6 of each second.
+        let both = Sample::of(&[figures(1000.0, 0.4, 0), figures(3000.0, 0.6, 2)]);
         assert_eq!(both.value(Quantity::Messages), Some(4000.0));
         assert_eq!(both.value(Quantity::Cpu).map(f64::round), Some(125.0));
         assert_eq!(both.value(Quantity::P99), None);
         assert_eq!((both.flaws.lost, both.flaws.reordered), (2, 2));
         assert!(!both.flaws.are_none());
-        let one = Sample::of(&[figures(1000.0, 0.4, 0)], 3);
+        let one = Sample::of(&[figures(1000.0, 0.4, 0)]);
         assert_eq!(
             (one.value(Quantity::P50), one.value(Quantity::P99)),
             (Some(1.0), Some(3.0))
         );
         assert_eq!(one.value(Quantity::Load), Some(75.0));
         // Nothing came: there is no processor time for a message.
-        assert_eq!(Sample::of(&[figures(0.0, 0.4, 9)], 3).value(Quantity::Cpu), None);
+        assert_eq!(Sample::of(&[figures(0.0, 0.4, 9)]).value(Quantity::Cpu), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Pure: the table and the plot of what was measured.
+//! Pure: the tables and the plot of what was measured.
 
 use std::fmt::Write;
 
@@ -20,30 +20,13 @@ fn measured(figures: &[Figures], kind: Kind) -> impl Iterator<Item = (&'static R
     })
 }
 
-/// The document. `facts` are lines about the machine and the run.
-pub fn markdown(figures: &[Figures], facts: &[String], seconds: u32) -> String {
+/// The tables, each under its title.
+pub fn markdown(figures: &[Figures]) -> String {
     let mut text = String::from(
-        "# The lab\n\n\
-         What a message between two nodes takes over a bad network. `scripts/lab.sh --peer nats` measured it and wrote \
-         this file;\n`scripts/lab.sh` with other flags measures a part.\n\n",
-    );
-    for fact in facts {
-        let _ = writeln!(text, "- {fact}");
-    }
-    let _ = write!(
-        text,
-        "\n\
-         Two nodes in two network namespaces, joined by a wire that is a program (`lab/`). 100 senders on one node, each \
-         with a\nreceiver on the other; 2,000 messages a second in all, with bodies of 128 bytes (900 where the wire is \
-         narrow). Each\nmessage has a time when it is due, whatever became of those before it, and its latency counts \
-         from then until its\nreceiver has read it. The first 2 s are not counted; rows without a cut take {seconds} s. \
-         One run each: a figure varies\nfrom run to run, the last percent most. What never came has no latency, and counts as lost.\n\n\
-         Trunkline is measured with legacy clients; its link is encrypted. nats-server is measured as Debian has it, with \
-         no more\nthan a cluster of two servers; its route is a TCP connection, not encrypted.\n\n\
-         ![Latencies](lab.svg)\n\n\
-         ## Latency\n\n\
+        "![Latencies](lab.svg)\n\n\
+         ### Latency\n\n\
          | wire | relay | p50 ms | p90 ms | p99 ms | slowest ms | lost | repeated | out of order |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|\n"
+         |---|---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (row, one) in measured(figures, Kind::Latency) {
         let _ = writeln!(
@@ -61,7 +44,7 @@ pub fn markdown(figures: &[Figures], facts: &[String], seconds: u32) -> String {
         );
     }
     text.push_str(
-        "\n## Cuts\n\nThe load goes on for 5 s, then the wire is cut both ways, then it is back and the load goes on for \
+        "\n### Cuts\n\nThe load goes on for 5 s, then the wire is cut both ways, then it is back and the load goes on for \
          10 s more. *Backlog*\nis how long after the wire's return the last message arrived that was due before it. \
          Trunkline's senders ask for\nreceipts here; NATS has none.\n\n\
          | wire | relay | backlog s | slowest s | sent | lost | repeated | out of order | senders were told |\n\
@@ -90,7 +73,7 @@ pub fn markdown(figures: &[Figures], facts: &[String], seconds: u32) -> String {
         );
     }
     text.push_str(
-        "\n## Two links on a narrow wire\n\nTwo pairs of nodes, 50 senders each, and twice the load of the narrow wire \
+        "\n### Two links on a narrow wire\n\nTwo pairs of nodes, 50 senders each, and twice the load of the narrow wire \
          above: more than it holds. The shares are of\nwhat arrived while both were loaded; what had to wait came \
          afterwards.\n\n\
          | wire | relay | first link | second link | sent | lost | repeated | out of order |\n\
@@ -266,12 +249,11 @@ mod tests {
 
     #[test]
     fn each_figure_is_in_its_table_in_the_order_of_the_rows() {
-        let text = markdown(&figures(), &["Kernel: K".to_owned()], 20);
+        let text = markdown(&figures());
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("| 10 ms")).collect();
         assert_eq!(lines.len(), 4, "{text}");
         assert!(lines[0].contains("Trunkline") && lines[1].contains("NATS") && lines[2].contains("never"));
         assert!(lines[3].contains("| 75 % | 25 % |"), "{}", lines[3]);
-        assert!(text.contains("- Kernel: K"));
     }
 
     #[test]

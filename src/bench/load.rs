@@ -19,10 +19,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::report::Figures;
+use super::report::{Figures, Looked};
 use super::speech::{Said, Speech};
 use super::tally::{Stamp, Tally};
-use super::usage::Usage;
 use super::{BenchError, Extent, Target, Transport, Workload};
 use crate::Client;
 use crate::address::Address;
@@ -640,13 +639,7 @@ async fn receive(run: &Run, pair: usize, peer: Peer) -> Result<(), BenchError> {
 
 /// Waits for the run's end, and looks at the processes at the beginning and end of what is measured.
 async fn measure(run: &Run, told: impl Fn(Progress)) -> Result<Figures, BenchError> {
-    let look = || {
-        run.workload
-            .pids
-            .iter()
-            .map(|pid| Usage::of(*pid))
-            .collect::<Result<Vec<_>, _>>()
-    };
+    let look = || Looked::at(&run.workload);
     let tell = |part: f64| {
         told(Progress {
             part,
@@ -693,7 +686,7 @@ async fn measure(run: &Run, told: impl Fn(Progress)) -> Result<Figures, BenchErr
         }
         sleep(LOOK.min(Duration::from_millis(5))).await;
     }
-    let (usage, end, arrived) = match after {
+    let (looked, end, arrived) = match after {
         Some(after) => after,
         None => (look()?, since, last),
     };
@@ -706,6 +699,7 @@ async fn measure(run: &Run, told: impl Fn(Progress)) -> Result<Figures, BenchErr
         sent,
         arrived.saturating_sub(before.2),
         end.saturating_duration_since(before.1),
-        before.0.iter().zip(&usage),
+        &before.0,
+        &looked,
     ))
 }

@@ -12,9 +12,9 @@ use plotters::prelude::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Workload;
 use super::tally::Tally;
 use super::usage::Usage;
+use super::{BenchError, Workload};
 
 /// How many points a curve of latencies has.
 const POINTS: u32 = 200;
@@ -24,6 +24,9 @@ const LAST_ONE_OF: f64 = 10_000.0;
 
 /// What is drawn of a latency that is shorter still, in milliseconds.
 const SHORTEST: f64 = 0.001;
+
+/// From which part of a processor on this program, which has one thread, may be what sets the pace.
+const BUSY: f64 = 0.9;
 
 /// What one run has shown.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,8 +65,10 @@ pub struct Figures {
     pub processes: Vec<Process>,
     /// Processor time of all of them for a message, in microseconds.
     pub cpu_per_message: Option<f64>,
-    /// The latency at each percentile that is drawn, in milliseconds.
-    #[serde(skip)]
+    /// What this process took, which has all clients in one thread; none where the system does not tell as Linux does.
+    pub own: Option<Process>,
+    /// Latencies in milliseconds by percentile, to be drawn: each pair is of how many messages there are for one that took longer, 1 to
+    /// 10,000, and of what all but that one took at most.
     pub curve: Vec<(f64, f64)>,
 }
 
@@ -95,30 +100,58 @@ pub struct Process {
     pub peak: u64,
 }
 
+impl Process {
+    fn new(pid: u32, before: &Usage, after: &Usage) -> Self {
+        Self {
+            pid,
+            cpu: after.cpu.saturating_sub(before.cpu).as_secs_f64(),
+            memory: after.memory,
+            peak: after.peak,
+        }
+    }
+}
+
+/// How much processes have taken at one time.
+pub(super) struct Looked {
+    own: Option<Usage>,
+    processes: Vec<Usage>,
+}
+
+impl Looked {
+    /// Looks at those that a workload names, and at this one.
+    pub(super) fn at(workload: &Workload) -> Result<Self, BenchError> {
+        Ok(Self {
+            own: Usage::of(std::process::id()).ok(),
+            processes: workload
+                .pids
+                .iter()
+                .map(|pid| Usage::of(*pid))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 fn milliseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
 
 impl Figures {
-    pub(super) fn new<'a>(
+    pub(super) fn new(
         workload: &Workload,
         tally: &Tally,
         sent: u64,
         messages: u64,
         measured: Duration,
-        usage: impl Iterator<Item = (&'a Usage, &'a Usage)>,
+        before: &Looked,
+        after: &Looked,
     ) -> Self {
         let latencies = tally.latencies();
         let at = |quantile| milliseconds(latencies.value_at_quantile(quantile));
+        let usage = before.processes.iter().zip(&after.processes).zip(&workload.pids);
         let processes: Vec<_> = usage
-            .zip(&workload.pids)
-            .map(|((before, after), pid)| Process {
-                pid: *pid,
-                cpu: after.cpu.saturating_sub(before.cpu).as_secs_f64(),
-                memory: after.memory,
-                peak: after.peak,
-            })
+            .map(|((before, after), pid)| Process::new(*pid, before, after))
             .collect();
+        let own = before.own.as_ref().zip(after.own.as_ref());
         let seconds = measured.as_secs_f64();
         let cpu: f64 = processes.iter().map(|process| process.cpu).sum();
         Self {
@@ -145,6 +178,7 @@ impl Figures {
             },
             cpu_per_message: (messages > 0 && !processes.is_empty()).then(|| cpu * 1e6 / messages as f64),
             processes,
+            own: own.map(|(before, after)| Process::new(std::process::id(), before, after)),
             curve: curve(latencies),
         }
     }
@@ -188,22 +222,39 @@ impl Figures {
                 self.sent, self.lost, self.repeated, self.reordered
             ),
         );
+        let took = |process: &Process| {
+            format!(
+                "{:.2} s CPU ({:.0} %), {:.1} MB, at most {:.1} MB",
+                process.cpu,
+                self.part_of(process) * 100.0,
+                process.memory as f64 / 1e6,
+                process.peak as f64 / 1e6
+            )
+        };
         for process in &self.processes {
-            let part = process.cpu / self.seconds * 100.0;
-            row(
-                &format!("process {}", process.pid),
-                format!(
-                    "{:.2} s CPU ({part:.0} %), {:.1} MB, at most {:.1} MB",
-                    process.cpu,
-                    process.memory as f64 / 1e6,
-                    process.peak as f64 / 1e6
-                ),
-            );
+            row(&format!("process {}", process.pid), took(process));
         }
         if let Some(cpu) = self.cpu_per_message {
             row("CPU a message", format!("{cpu:.2} µs"));
         }
+        if let Some(own) = &self.own {
+            let busy = if self.part_of(own) < BUSY {
+                ""
+            } else {
+                ": busy; relays may be faster than it"
+            };
+            row("this program", took(own) + busy);
+        }
         text
+    }
+
+    /// How much of one processor a process had, from 0 on.
+    fn part_of(&self, process: &Process) -> f64 {
+        if self.seconds > 0.0 {
+            process.cpu / self.seconds
+        } else {
+            0.0
+        }
     }
 }
 
@@ -302,14 +353,19 @@ mod tests {
             Stamp { number, due: 0 }.write(32, &mut body);
             tally.arrive(0, &body, 2_000_000 * (number + 1), &(0..u64::MAX));
         }
-        let usage = |seconds| Usage {
-            cpu: Duration::from_secs(seconds),
-            memory: 1 << 20,
-            peak: 2 << 20,
+        let looked = |seconds: u64| {
+            let usage = |cpu| Usage {
+                cpu: Duration::from_millis(cpu),
+                memory: 1 << 20,
+                peak: 2 << 20,
+            };
+            Looked {
+                own: Some(usage(1900 * seconds)),
+                processes: vec![usage(1000 * seconds)],
+            }
         };
-        let (before, after) = (usage(1), usage(2));
         let seconds = Duration::from_secs(2);
-        Figures::new(&workload, &tally, 4, 2, seconds, [(&before, &after)].into_iter())
+        Figures::new(&workload, &tally, 4, 2, seconds, &looked(1), &looked(2))
     }
 
     #[test]
@@ -320,8 +376,16 @@ mod tests {
         assert_eq!(figures.cpu_per_message, Some(500_000.0));
         let table = figures.table();
         assert!(table.contains("2 lost, 1 repeated, 0 out of order"), "{table}");
+        assert!(table.contains("1.00 s CPU (50 %)"), "{table}");
+        assert!(
+            table.contains("1.90 s CPU (95 %), 1.0 MB, at most 2.1 MB: busy"),
+            "{table}"
+        );
         let json = serde_json::to_value(&figures).unwrap();
         assert_eq!(json["per_second"], 1.0);
+        // Whoever reads them can draw them.
+        let figures: Figures = serde_json::from_value(json).unwrap();
+        assert_eq!(figures.own.map(|own| own.cpu), Some(1.9));
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("plot.svg");
         plot(&file, &[("one".to_owned(), &figures)]).unwrap();

@@ -64,7 +64,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DIR", default_value = "certs")]
     certs: PathBuf,
 
-    /// Print the figures as JSON
+    /// Print the figures as JSON, in one line
     #[arg(long)]
     json: bool,
 
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         plot(file, &[(name(&figures), &figures)])?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
+        println!("{}", serde_json::to_string(&figures)?);
     } else {
         print!("{}", figures.table());
     }

@@ -1,6 +1,7 @@
 //! Compares Trunkline with nats-server and Redis on this machine. They take turns, each run with relays started afresh, so
 //! that what else the machine does falls on all.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use trunkline::bench::report::{Figures, plot};
 use trunkline::bench::usage::Usage;
-use trunkline::bench::{Extent, Workload, load};
+use trunkline::bench::{Extent, Transport, Workload, load};
 use trunkline_lab::charts::{self, Bar};
 use trunkline_lab::comparison::{Quantity, Row, Sample, Table, summary};
 use trunkline_lab::crowd::{self, Until};
@@ -263,7 +264,7 @@ impl Comparing {
             Ok(match entrant.task {
                 Task::Flow(flow) => {
                     let mut figures = self.flow(&relays, &flow).await?;
-                    let sample = Sample::of(&figures, std::process::id());
+                    let sample = Sample::of(&figures);
                     kept(flow.rate, &sample)?;
                     Run {
                         sample,
@@ -281,7 +282,8 @@ impl Comparing {
         }
     }
 
-    /// Has messages flow between relays, in this process, and in more of them where it may not have enough files open.
+    /// Has messages flow between relays: by `trunkline bench`, more than one where a process may not have enough files open; where
+    /// there are several ways to go at once, by this process, so that it is one too.
     async fn flow(&self, relays: &Running, flow: &Flow) -> anyhow::Result<Vec<Figures>> {
         let targets = relays.targets(flow.clients);
         let from_each = || targets.iter().cloned();
@@ -297,10 +299,8 @@ impl Comparing {
         let parts = parts(flow.pairs, self.open_files);
         let loads = ways.len() * parts;
         let share = |all: usize, load: usize| all / loads + usize::from(load < all % loads);
-        let mut looked_at = relays.ids();
-        looked_at.push(std::process::id());
         let mut running = JoinSet::new();
-        for part in 0..parts {
+        for _ in 0..parts {
             for (from, to) in &ways {
                 let pairs = share(flow.pairs, running.len());
                 let workload = Workload {
@@ -314,10 +314,10 @@ impl Comparing {
                         warm_up: if parts == 1 { WARM_UP } else { WARM_UP_TOGETHER },
                         measured: self.measured,
                     },
-                    pids: looked_at.clone(),
+                    pids: relays.ids(),
                     certs: relays.certs(),
                 };
-                if part == 0 {
+                if ways.len() > 1 && parts == 1 {
                     running.spawn(async move { Ok(load::run(&workload, |_| ()).await?) });
                 } else {
                     let program = self.programs.trunkline.clone();
@@ -350,32 +350,11 @@ impl From<Sample> for Run {
     }
 }
 
-/// Runs a load over TCP by `trunkline bench`.
+/// Runs a load by `trunkline bench`.
 async fn elsewhere(trunkline: &Path, workload: &Workload) -> anyhow::Result<Figures> {
-    let Extent::Time { warm_up, measured } = workload.extent else {
-        bail!("a load without a time");
-    };
-    let mut command = Command::new(trunkline);
-    command
-        .args(["bench", "--json"])
-        .args([workload.from.to_string(), workload.to.to_string()])
-        .args([
-            "--pairs",
-            &workload.pairs.to_string(),
-            "--size",
-            &workload.size.to_string(),
-        ])
-        .args(["--window", &workload.window.to_string()])
-        .args(["--warm-up", &warm_up.as_secs_f64().to_string()])
-        .args(["--duration", &measured.as_secs_f64().to_string()])
-        .kill_on_drop(true);
-    if let Some(rate) = workload.rate {
-        command.args(["--rate", &rate.to_string()]);
-    }
-    for pid in &workload.pids {
-        command.args(["--pid", &pid.to_string()]);
-    }
-    let output = command
+    let output = Command::new(trunkline)
+        .args(arguments(workload)?)
+        .kill_on_drop(true)
         .output()
         .await
         .with_context(|| format!("can't run {}", trunkline.display()))?;
@@ -384,6 +363,32 @@ async fn elsewhere(trunkline: &Path, workload: &Workload) -> anyhow::Result<Figu
         let said = String::from_utf8_lossy(&output.stderr);
         format!("no figures of trunkline bench ({}): {}", output.status, said.trim())
     })
+}
+
+/// What tells `trunkline` to run a load.
+fn arguments(workload: &Workload) -> anyhow::Result<Vec<OsString>> {
+    let Extent::Time { warm_up, measured } = workload.extent else {
+        bail!("a load without a time");
+    };
+    let mut arguments: Vec<OsString> = vec!["bench".into(), "--json".into()];
+    let mut flag = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+    flag("--pairs", workload.pairs.to_string().into());
+    flag("--size", workload.size.to_string().into());
+    flag("--window", workload.window.to_string().into());
+    flag("--warm-up", warm_up.as_secs_f64().to_string().into());
+    flag("--duration", measured.as_secs_f64().to_string().into());
+    if let Some(rate) = workload.rate {
+        flag("--rate", rate.to_string().into());
+    }
+    // Other relays have none.
+    if workload.from.transport == Transport::Quic {
+        flag("--certs", workload.certs.clone().into());
+    }
+    for pid in &workload.pids {
+        flag("--pid", pid.to_string().into());
+    }
+    arguments.extend([workload.from.to_string().into(), workload.to.to_string().into()]);
+    Ok(arguments)
 }
 
 /// Memory of all relays together, in KiB.
@@ -575,6 +580,7 @@ fn document(outcomes: &[Outcome<'_>], plots: &[Plot]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use trunkline::bench::Target;
     use trunkline_lab::comparison::Flaws;
 
     use super::*;
@@ -640,6 +646,38 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+    }
+
+    #[test]
+    fn only_clients_by_quic_are_told_where_certificates_are() {
+        let arguments = |url: &str, certs: &str| {
+            let target: Target = url.parse().unwrap();
+            let workload = Workload {
+                from: target.clone(),
+                to: target,
+                pairs: 1,
+                size: 32,
+                window: 1,
+                rate: Some(5),
+                extent: Extent::Time {
+                    warm_up: WARM_UP,
+                    measured: Duration::from_millis(500),
+                },
+                pids: vec![7, 8],
+                certs: certs.into(),
+            };
+            let arguments = arguments(&workload).unwrap();
+            arguments.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        let head = "bench --json --pairs 1 --size 32 --window 1 --warm-up 1 --duration 0.5 --rate 5";
+        assert_eq!(
+            arguments("nats://h:1", ""),
+            format!("{head} --pid 7 --pid 8 nats://h:1 nats://h:1")
+        );
+        assert_eq!(
+            arguments("quic://h:1", "certs"),
+            format!("{head} --certs certs --pid 7 --pid 8 quic://h:1 quic://h:1")
+        );
     }
 
     #[test]

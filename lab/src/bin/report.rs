@@ -7,24 +7,20 @@ use clap::Parser;
 use trunkline_lab::figures::Figures;
 use trunkline_lab::report::{markdown, svg};
 
-/// Write lab.md and lab.svg
+/// Write the tables and the plot of docs/lab.md
 #[derive(Debug, Parser)]
 struct Args {
     /// The directory with the figures, a JSON file for each run
     #[arg(long, value_name = "DIR")]
     figures: PathBuf,
 
-    /// The directory to write to
-    #[arg(long, value_name = "DIR", default_value = "docs")]
-    out: PathBuf,
+    /// Where to write the tables, as Markdown
+    #[arg(long, value_name = "FILE")]
+    table: PathBuf,
 
-    /// How long rows without a cut were measured
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    seconds: u32,
-
-    /// A line about the machine or the run; may be given several times
-    #[arg(long = "fact", value_name = "TEXT")]
-    facts: Vec<String>,
+    /// Where to write the plot, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: PathBuf,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,11 +31,7 @@ fn main() -> anyhow::Result<()> {
         let text = std::fs::read_to_string(&path)?;
         figures.push(serde_json::from_str(&text).with_context(|| format!("not figures: {}", path.display()))?);
     }
-    for (name, text) in [
-        ("lab.md", markdown(&figures, &args.facts, args.seconds)),
-        ("lab.svg", svg(&figures)),
-    ] {
-        let path = args.out.join(name);
+    for (path, text) in [(args.table, markdown(&figures)), (args.plot, svg(&figures))] {
         std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
     }
     Ok(())
