@@ -6,6 +6,7 @@
 //! | `control` | how a running wire is told what to be |
 //! | `namespace` | threads in another network namespace |
 //! | `process` | programs whose log is read, and directories, that end with their owner |
+//! | `ports` | ports that no two processes draw at once |
 //! | `nodes` | linked nodes as processes on loopback |
 //! | `redis_server` | redis-servers, alone or as a cluster |
 //! | `row` | what is measured: the wires, and the load on each |
@@ -33,6 +34,7 @@ pub mod journal;
 pub mod namespace;
 pub mod nodes;
 pub mod peers;
+pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod redis_server;

@@ -2,13 +2,14 @@
 //! They keep nothing on disk, and end with their owner. All here waits where it is called.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 
+use crate::ports::own_port;
 use crate::process::{Directory, Log, Process};
 
 /// How long anything that is waited for may take. Far more than it does, so that a busy machine fails no test.
@@ -64,17 +65,6 @@ struct Ports {
     plain: u16,
     /// For TLS, or for the other servers of a cluster.
     second: Option<u16>,
-}
-
-/// A port that is free, and that nobody gets who asks the system for any: those begin at 32768. So a server that comes
-/// back finds it free again.
-fn free_port() -> u16 {
-    loop {
-        let port = rand::random_range(10_000..32_000);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 /// Waits until something holds.
@@ -146,8 +136,11 @@ impl Server {
         let dir = Directory::new()?;
         let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
-            let plain = free_port();
-            let second = (kind != Kind::Plain).then(free_port);
+            let plain = own_port()?.port();
+            let second = match kind {
+                Kind::Plain => None,
+                Kind::Tls | Kind::Clustered => Some(own_port()?.port()),
+            };
             let port = second.unwrap_or_default().to_string();
             let own: &[&str] = match kind {
                 Kind::Plain => &[],

@@ -14,7 +14,7 @@ mod talk;
 mod tokens;
 
 use std::fmt::Display;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
@@ -38,16 +38,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A port for a node, free for TCP and UDP, that nobody gets who asks the system for any: those begin at 32768. A node that
-/// comes back finds it free again.
+/// A port for a node that others have to know before, or that comes back to it.
 pub(crate) fn own_port() -> SocketAddr {
-    let taken = |addr: &SocketAddr| TcpListener::bind(addr).is_err() || UdpSocket::bind(addr).is_err();
-    loop {
-        let addr = SocketAddr::from(([127, 0, 0, 1], rand::random_range(10_000..32_000)));
-        if !taken(&addr) {
-            return addr;
-        }
-    }
+    trunkline_lab::ports::own_port().unwrap()
 }
 
 /// What the future gives, which must come before the deadline.
