@@ -544,8 +544,9 @@ fn of_growth() -> Vec<Trial> {
 pub const BODIES: &str = "bodies";
 
 /// What they are called, and how many bytes they are.
-pub const SIZES: [(&str, usize); 6] = [
-    ("32 B", 32),
+pub const SIZES: [(&str, usize); 7] = [
+    ("16 B", 16),
+    ("64 B", 64),
     ("256 B", 256),
     ("2 KiB", 2 << 10),
     ("16 KiB", 16 << 10),
@@ -589,7 +590,7 @@ mod tests {
                 assert!(bytes <= 32 << 20 || flow.rate.is_some(), "{}: {bytes}", trial.name);
             }
         }
-        assert_eq!(SIZES.map(|(_, size)| window(size)), [1024, 1024, 512, 64, 8, 2]);
+        assert_eq!(SIZES.map(|(_, size)| window(size)), [1024, 1024, 1024, 512, 64, 8, 2]);
     }
 
     #[test]

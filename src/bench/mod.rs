@@ -21,8 +21,11 @@ use std::time::Duration;
 
 use crate::address::HostPort;
 
-/// The shortest body, in bytes: a number and a time, in hexadecimal.
-pub const LEAST_SIZE: usize = 32;
+/// The shortest body, in bytes: a number and a time, of 48 bits each in base64.
+pub const LEAST_SIZE: usize = 16;
+
+/// The longest run: a body has no place for later times.
+const LONGEST: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// What is run.
 #[derive(Debug, Clone)]
@@ -168,6 +171,9 @@ impl Workload {
         match self.extent {
             Extent::Count(0) => wrong("there is nothing to count".to_owned()),
             Extent::Time { measured, .. } if measured.is_zero() => wrong("there is no time to measure in".to_owned()),
+            Extent::Time { warm_up, measured } if warm_up.saturating_add(measured) > LONGEST => {
+                wrong("three days are the longest that can be measured".to_owned())
+            }
             Extent::Count(_) | Extent::Time { .. } => Ok(()),
         }
     }

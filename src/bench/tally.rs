@@ -2,12 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use hdrhistogram::Histogram;
 
 use super::LEAST_SIZE;
 
-/// Digits of a number in a body.
-const DIGITS: usize = 16;
+/// How many bytes of a number are in a body: enough for a run of 78 hours.
+const BYTES: usize = 6;
+
+/// The largest number that is in a body.
+const MOST: u64 = (1 << (8 * BYTES)) - 1;
+
+/// By how much a body's number may be ahead of what has come before; it is none of the run otherwise.
+const AHEAD: u64 = 1 << 24;
 
 /// The longest latency that is told from a longer one, in nanoseconds.
 const LONGEST: u64 = 600_000_000_000;
@@ -22,30 +30,30 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Writes a body of this size into `body`, in place of what is there.
+    /// Writes a body of this size into `body`, in place of what is there. Of either number only what is below 2^48 can be told.
     pub fn write(self, size: usize, body: &mut Vec<u8>) {
-        body.clear();
-        for number in [self.number, self.due] {
-            body.extend((0..DIGITS).rev().map(|digit| {
-                let nibble = (number >> (4 * digit) & 15) as u8;
-                if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
-            }));
+        let mut bytes = [0; 2 * BYTES];
+        let (number, due) = bytes.split_at_mut(BYTES);
+        for (place, value) in [(number, self.number), (due, self.due)] {
+            place.copy_from_slice(&value.min(MOST).to_be_bytes()[8 - BYTES..]);
         }
+        let mut digits = [0; LEAST_SIZE];
+        // Four digits are three bytes, so they are as many as there is place for.
+        let _ = URL_SAFE_NO_PAD.encode_slice(bytes, &mut digits);
+        body.clear();
+        body.extend_from_slice(&digits);
         body.resize(size.max(LEAST_SIZE), b'.');
     }
 
     /// Reads a body.
     pub fn read(body: &[u8]) -> Option<Self> {
-        let number = |from: usize| {
-            let digits = body.get(from..from + DIGITS)?;
-            digits.iter().try_fold(0u64, |number, digit| {
-                let digit = char::from(*digit).to_digit(16)?;
-                Some(number << 4 | u64::from(digit))
-            })
-        };
+        let mut bytes = [0; 2 * BYTES];
+        URL_SAFE_NO_PAD.decode_slice(body.get(..LEAST_SIZE)?, &mut bytes).ok()?;
+        let (number, due) = bytes.split_at(BYTES);
+        let value = |bytes: &[u8]| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
         Some(Self {
-            number: number(0)?,
-            due: number(DIGITS)?,
+            number: value(number),
+            due: value(due),
         })
     }
 }
@@ -96,6 +104,10 @@ impl Tally {
             return false;
         };
         let Stamp { number, due } = stamp;
+        if number.saturating_sub(seen.next) > AHEAD {
+            self.strange += 1;
+            return false;
+        }
         if number >= seen.next {
             seen.missing.extend(seen.next..number);
             seen.next = number + 1;
@@ -130,12 +142,17 @@ mod tests {
 
     #[test]
     fn a_body_says_its_number_and_time() {
-        for (number, due) in [(0, 0), (1, u64::MAX), (0x0123_4567_89ab_cdef, 10)] {
+        for (number, due) in [(0, 0), (1, MOST), (0x0123_4567_89ab, 10)] {
             assert_eq!(Stamp::read(&body(number, due)), Some(Stamp { number, due }));
         }
+        assert_eq!(Stamp::read(&body(u64::MAX, 3)).map(|stamp| stamp.number), Some(MOST));
         assert_eq!(body(7, 7).len(), 40);
+        let mut least = Vec::new();
+        Stamp { number: 9, due: 8 }.write(0, &mut least);
+        assert_eq!(least.len(), LEAST_SIZE);
+        assert_eq!(Stamp::read(&least), Some(Stamp { number: 9, due: 8 }));
         assert_eq!(Stamp::read(b"hello"), None);
-        assert_eq!(Stamp::read(&[b'x'; 40]), None);
+        assert_eq!(Stamp::read(&[b'.'; 40]), None);
     }
 
     #[test]
@@ -149,9 +166,10 @@ mod tests {
         assert!(!arrive(0, 1, 199));
         assert!(arrive(1, 0, 200));
         assert!(!arrive(2, 0, 150));
+        assert!(!arrive(1, MOST, 150));
         assert_eq!(
             (tally.arrived, tally.repeated, tally.reordered, tally.strange),
-            (4, 1, 1, 1)
+            (4, 1, 1, 2)
         );
         assert_eq!(tally.latencies().len(), 2);
         assert_eq!((tally.latencies().min(), tally.latencies().max()), (51, 100));

@@ -32,7 +32,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 16)]
     pairs: usize,
 
-    /// Bytes of a body, at least 32
+    /// Bytes of a body, at least 16
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     size: usize,
 

@@ -69,7 +69,7 @@ async fn messages_are_counted_checked_and_timed_whatever_clients_come_by() {
 async fn what_can_not_be_measured_is_said() {
     for (args, text) in [
         (&["http://127.0.0.1:1"][..], "not tcp://HOST:PORT"),
-        (&["--size", "8"], "at least 32 bytes"),
+        (&["--size", "8"], "at least 16 bytes"),
         (
             &["tcp://127.0.0.1:1", "nats://127.0.0.1:1"],
             "do not understand each other",
