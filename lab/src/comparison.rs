@@ -128,8 +128,10 @@ impl Sample {
         sample.values.push((Quantity::Cpu, busy * 1e6 / messages));
         // Percentiles of several loads can't be put together.
         if let [figures] = loads {
-            sample.values.push((Quantity::P50, figures.latency.p50));
-            sample.values.push((Quantity::P99, figures.latency.p99));
+            if let Some(latency) = &figures.latency {
+                sample.values.push((Quantity::P50, latency.p50));
+                sample.values.push((Quantity::P99, latency.p99));
+            }
             if let Some(own) = &figures.own {
                 sample.values.push((Quantity::Load, own.cpu / figures.seconds * 100.0));
             }
@@ -520,13 +522,13 @@ mod tests {
             repeated: 0,
             reordered: 1,
             strange: 0,
-            latency: Latency {
+            latency: Some(Latency {
                 p50: 1.0,
                 p90: 2.0,
                 p99: 3.0,
                 p999: 4.0,
                 max: 5.0,
-            },
+            }),
             processes: vec![process(1, cpu), process(2, cpu)],
             cpu_per_message: None,
             own: Some(process(3, 1.5)),

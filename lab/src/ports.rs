@@ -31,7 +31,7 @@ static BLOCKS_HERE: Mutex<Blocks> = Mutex::new(Blocks {
     end: 0,
 });
 
-/// A port of 127.0.0.1 that is free, for TCP and for UDP, and stays so until it is used.
+/// A port of 127.0.0.1 that is free, for TCP and for UDP, and that nobody else is given here.
 ///
 /// # Errors
 ///

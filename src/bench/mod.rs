@@ -24,6 +24,9 @@ use crate::address::HostPort;
 /// The shortest body, in bytes: a number and a time, of 48 bits each in base64.
 pub const LEAST_SIZE: usize = 16;
 
+/// The longest body, in bytes: each sender has one in memory.
+const MOST_SIZE: usize = 1 << 30;
+
 /// The longest run: a body has no place for later times.
 const LONGEST: Duration = Duration::from_secs(3 * 24 * 3600);
 
@@ -167,6 +170,9 @@ impl Workload {
             return wrong(format!(
                 "a body has at least {LEAST_SIZE} bytes: its number and its time are in it"
             ));
+        }
+        if self.size > MOST_SIZE {
+            return wrong(format!("a body has at most {MOST_SIZE} bytes"));
         }
         match self.extent {
             Extent::Count(0) => wrong("there is nothing to count".to_owned()),

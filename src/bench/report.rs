@@ -59,8 +59,9 @@ pub struct Figures {
     pub reordered: u64,
     /// What came and was none of the run.
     pub strange: u64,
-    /// From when a message was due until it was read, in milliseconds.
-    pub latency: Latency,
+    /// From when a message was due until it was read, in milliseconds; none where no message came that was due in what was measured, as
+    /// with a rate that is far from being kept.
+    pub latency: Option<Latency>,
     /// What the processes took that were looked at.
     pub processes: Vec<Process>,
     /// Processor time of all of them for a message, in microseconds.
@@ -169,17 +170,21 @@ impl Figures {
             repeated: tally.repeated,
             reordered: tally.reordered,
             strange: tally.strange,
-            latency: Latency {
+            latency: (!latencies.is_empty()).then(|| Latency {
                 p50: at(0.5),
                 p90: at(0.9),
                 p99: at(0.99),
                 p999: at(0.999),
                 max: milliseconds(latencies.max()),
-            },
+            }),
             cpu_per_message: (messages > 0 && !processes.is_empty()).then(|| cpu * 1e6 / messages as f64),
             processes,
             own: own.map(|(before, after)| Process::new(std::process::id(), before, after)),
-            curve: curve(latencies),
+            curve: if latencies.is_empty() {
+                Vec::new()
+            } else {
+                curve(latencies)
+            },
         }
     }
 
@@ -204,16 +209,20 @@ impl Figures {
         row("messages", format!("{} in {:.2} s", self.messages, self.seconds));
         let megabytes = self.per_second * self.size as f64 / 1e6;
         row("a second", format!("{:.0} ({megabytes:.1} MB)", self.per_second));
-        let Latency {
-            p50,
-            p90,
-            p99,
-            p999,
-            max,
-        } = self.latency;
         row(
             "latency, ms",
-            format!("p50 {p50:.3}  p90 {p90:.3}  p99 {p99:.3}  p99.9 {p999:.3}  max {max:.3}"),
+            self.latency.map_or_else(
+                || "none: nothing has come that was due in this time; is the rate more than goes through?".to_owned(),
+                |Latency {
+                     p50,
+                     p90,
+                     p99,
+                     p999,
+                     max,
+                 }| {
+                    format!("p50 {p50:.3}  p90 {p90:.3}  p99 {p99:.3}  p99.9 {p999:.3}  max {max:.3}")
+                },
+            ),
         );
         row(
             "of those sent",
@@ -391,5 +400,8 @@ mod tests {
         plot(&file, &[("one".to_owned(), &figures)]).unwrap();
         let svg = std::fs::read_to_string(&file).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("one"), "{svg}");
+        let mut none = figures;
+        (none.latency, none.curve) = (None, Vec::new());
+        assert!(none.table().contains("none: nothing has come"), "{}", none.table());
     }
 }

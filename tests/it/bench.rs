@@ -55,6 +55,10 @@ async fn messages_are_counted_checked_and_timed_whatever_clients_come_by() {
         assert_eq!((&counted[what], &paced[what]), (&0.into(), &0.into()), "{what}");
     }
 
+    // More than goes through: what was due in the time that is measured is not even sent in it, and nothing is known of its latency.
+    let far = ["--rate", "100000000", "--warm-up", "0.2", "--duration", "0.2", &line];
+    assert_eq!(figures(&far).await["latency"], Value::Null);
+
     let text = Process::trunkline(&["bench", "--count", "10", "--pairs", "1", &line])
         .ended()
         .await;
@@ -70,6 +74,8 @@ async fn what_can_not_be_measured_is_said() {
     for (args, text) in [
         (&["http://127.0.0.1:1"][..], "not tcp://HOST:PORT"),
         (&["--size", "8"], "at least 16 bytes"),
+        (&["--size", "99999999999"], "at most 1073741824 bytes"),
+        (&["--duration", "300000"], "three days"),
         (
             &["tcp://127.0.0.1:1", "nats://127.0.0.1:1"],
             "do not understand each other",

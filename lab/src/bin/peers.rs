@@ -543,9 +543,10 @@ fn curves<'a>(outcome: &'a Outcome<'_>) -> Vec<(String, &'a Figures)> {
     let entrants = trial.entrants.iter().zip(&outcome.figures);
     entrants
         .filter_map(|(entrant, figures)| {
-            let mut rounds: Vec<&Figures> = figures.iter().collect();
-            rounds.sort_by(|one, other| one.latency.p99.total_cmp(&other.latency.p99));
-            let median = *rounds.get(rounds.len().saturating_sub(1) / 2)?;
+            let rounds = figures.iter().filter_map(|one| Some((one.latency?.p99, one)));
+            let mut rounds: Vec<(f64, &Figures)> = rounds.collect();
+            rounds.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+            let (_, median) = *rounds.get(rounds.len().saturating_sub(1) / 2)?;
             Some((format!("{place}: {}", entrant.label), median))
         })
         .collect()
